@@ -1,0 +1,164 @@
+"""minidiff: a small, tested package for diffusion models.
+
+Conventions, in one place:
+
+- One path ``x_t = signal(t) x0 + noise(t) eps``; t = 0 is data, t = 1 is noise.
+- A denoiser is a function ``(x, t) -> E[x0 | x_t]``. Guidance, conditions, clipping and
+  inpainting are functions from denoisers to a denoiser. A sampler takes a denoiser and a
+  decreasing grid of times, and yields states.
+- ``x`` has shape ``(B, *event)``. ``t`` has shape ``()``, ``(B,)``, or the rank of x and
+  broadcastable to it, such as ``(B, L, 1)``.
+- ``signal`` is the root of alpha-bar of Ho et al.; ``noise`` is the root of one minus it.
+- ``known`` is bool, and True means observed. There is no other mask polarity.
+- Log-likelihoods are in nats unless a name says bits.
+- ``rng`` is keyword-only. None draws from a fresh generator; the global state is never touched.
+
+Names that are not listed here live in their module: ``md.grids.karras``, ``md.nets.UNet``,
+``md.data.swiss_roll``, ``md.metrics.frechet_distance``, ``md.plots.scatter``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import (
+    denoiser,
+    exact,
+    grids,
+    guidance,
+    losses,
+    predictions,
+    process,
+    samplers,
+    schedules,
+    tensors,
+    training,
+    variance,
+)
+from .denoiser import Branch, Denoise, Denoiser, Output, count_calls
+from .exact import Empirical, Gaussian, GaussianMixture
+from .grids import ddpm_steps
+from .guidance import cfg, clip, inpaint
+from .losses import denoising_error, denoising_loss, uniform_times
+from .predictions import (
+    PREDICTIONS,
+    Prediction,
+    eps_from_x0,
+    from_x0,
+    score_from_x0,
+    to_x0,
+    velocity_from_x0,
+)
+from .process import (
+    Move,
+    Transition,
+    diffuse,
+    drift_diffusion,
+    posterior,
+    prior_kl,
+    step_forward,
+)
+from .samplers import State, ancestral, ddim, encode, last, prior, trajectory
+from .schedules import (
+    VE,
+    VP,
+    BetaTable,
+    Cosine,
+    Level,
+    LinearPath,
+    Schedule,
+    cosine_betas,
+    linear_betas,
+    quadratic_betas,
+    scaled_linear_betas,
+    sqrt_betas,
+)
+from .training import EMA, Step, train
+from .variance import forward_variance, posterior_variance
+
+if TYPE_CHECKING:
+    from . import checkpoints, data, metrics, nets, plots
+
+__version__ = "0.1.0"
+
+_LATER = ("checkpoints", "data", "metrics", "nets", "plots")  # loaded on first use
+
+__all__ = [
+    "EMA",
+    "PREDICTIONS",
+    "VE",
+    "VP",
+    "BetaTable",
+    "Branch",
+    "Cosine",
+    "Denoise",
+    "Denoiser",
+    "Empirical",
+    "Gaussian",
+    "GaussianMixture",
+    "Level",
+    "LinearPath",
+    "Move",
+    "Output",
+    "Prediction",
+    "Schedule",
+    "State",
+    "Step",
+    "Transition",
+    "ancestral",
+    "cfg",
+    "checkpoints",
+    "clip",
+    "cosine_betas",
+    "count_calls",
+    "data",
+    "ddim",
+    "ddpm_steps",
+    "denoiser",
+    "denoising_error",
+    "denoising_loss",
+    "diffuse",
+    "drift_diffusion",
+    "encode",
+    "eps_from_x0",
+    "exact",
+    "forward_variance",
+    "from_x0",
+    "grids",
+    "guidance",
+    "inpaint",
+    "last",
+    "linear_betas",
+    "losses",
+    "metrics",
+    "nets",
+    "plots",
+    "posterior",
+    "posterior_variance",
+    "predictions",
+    "prior",
+    "prior_kl",
+    "process",
+    "quadratic_betas",
+    "samplers",
+    "scaled_linear_betas",
+    "schedules",
+    "score_from_x0",
+    "sqrt_betas",
+    "step_forward",
+    "tensors",
+    "to_x0",
+    "train",
+    "training",
+    "trajectory",
+    "uniform_times",
+    "variance",
+    "velocity_from_x0",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module 'minidiff' has no attribute {name!r}")

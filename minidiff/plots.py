@@ -1,0 +1,106 @@
+"""Pictures of the course: functions ``(ax, ...) -> ax`` and one style file.
+
+Colours mean the same everywhere: blue is data, grey is noise, orange is a prediction or sample,
+green is known. They stay apart for colour-blind readers (Okabe and Ito's palette).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from torch import Tensor
+
+STYLE = Path(__file__).with_name("course.mplstyle")
+DATA, NOISE, PREDICTION, KNOWN = "#0072B2", "#8a8a8a", "#D55E00", "#009E73"
+
+
+def use_style() -> None:
+    """Switch matplotlib to the course's style; a lab calls this once."""
+    plt.style.use(str(STYLE))
+
+
+def _array(x: Tensor | np.ndarray) -> np.ndarray:
+    return x.detach().cpu().float().numpy() if isinstance(x, Tensor) else np.asarray(x)
+
+
+def scatter(
+    ax: Axes,
+    points: Tensor,
+    *,
+    color: str = DATA,
+    label: str | None = None,
+    size: float = 3.0,
+    reach: float | None = None,
+) -> Axes:
+    """Draw points of shape ``(N, 2)``; ``reach`` fixes both axes to -reach..reach."""
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"points has shape {tuple(points.shape)}: give (N, 2)")
+    xy = _array(points)
+    ax.scatter(xy[:, 0], xy[:, 1], s=size, c=color, alpha=0.5, linewidths=0, label=label)
+    ax.set_aspect("equal")
+    if reach is not None:
+        ax.set_xlim(-reach, reach)
+        ax.set_ylim(-reach, reach)
+    return ax
+
+
+def images(ax: Axes, pictures: Tensor, *, columns: int = 10, gap: int = 1) -> Axes:
+    """Draw images ``(N, 1 or 3, H, W)`` with values in [-1, 1] as one sheet."""
+    if pictures.ndim != 4 or pictures.shape[1] not in (1, 3):
+        raise ValueError(f"pictures has shape {tuple(pictures.shape)}: give (N, 1 or 3, H, W)")
+    n, c, height, width = pictures.shape
+    rows = -(-n // columns)
+    sheet = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, c))
+    for i, picture in enumerate(_array(pictures)):
+        y, x = i // columns * (height + gap), i % columns * (width + gap)
+        sheet[y : y + height, x : x + width] = (picture.transpose(1, 2, 0) + 1) / 2
+    ax.imshow(sheet.clip(0, 1).squeeze(), vmin=0, vmax=1)
+    ax.set_axis_off()
+    return ax
+
+
+def film(ax: Axes, frames: Tensor, *, labels: Sequence[str] | None = None) -> Axes:
+    """Draw one image at several times, ``(N, 1 or 3, H, W)``, side by side with labels below."""
+    images(ax, frames, columns=len(frames))
+    width = frames.shape[-1] + 1
+    for i, label in enumerate(labels or ()):
+        ax.text(
+            i * width + frames.shape[-1] / 2, frames.shape[-2] + 1, label, ha="center", va="top",
+            fontsize=8,
+        )  # fmt: skip
+    return ax
+
+
+def loss_curve(
+    ax: Axes, losses: Iterable[float], *, color: str = PREDICTION, label: str | None = None
+) -> Axes:
+    """Draw a training loss: every step faintly, its exponential average firmly."""
+    values = np.fromiter(losses, dtype=float)
+    if len(values) == 0:
+        raise ValueError("losses is empty: collect [step.loss for step in train(...)]")
+    smooth, keep = np.empty_like(values), 1 - 1 / max(2.0, len(values) / 50)
+    mean = values[: max(1, len(values) // 50)].mean()
+    for i, value in enumerate(values):
+        mean = keep * mean + (1 - keep) * value
+        smooth[i] = mean
+    index = np.arange(1, len(values) + 1)
+    ax.plot(index, values, color=color, alpha=0.2, linewidth=0.6)
+    ax.plot(index, smooth, color=color, label=label)
+    ax.set_xlabel("step")
+    ax.set_ylabel("loss")
+    return ax
+
+
+def paths(ax: Axes, track: Tensor, *, color: str = PREDICTION) -> Axes:
+    """Draw the paths of points through a trajectory ``(N, B, 2)``, from start to end."""
+    if track.ndim != 3 or track.shape[2] != 2:
+        raise ValueError(f"track has shape {tuple(track.shape)}: give (N, B, 2)")
+    lines = _array(track)
+    ax.plot(lines[:, :, 0], lines[:, :, 1], color=color, alpha=0.5, linewidth=0.8)
+    ax.scatter(lines[-1, :, 0], lines[-1, :, 1], s=10, c=color, zorder=3, linewidths=0)
+    ax.set_aspect("equal")
+    return ax

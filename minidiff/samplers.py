@@ -1,0 +1,223 @@
+"""Samplers: each takes a denoiser and a decreasing grid of times and yields states.
+
+A sampler knows nothing of guidance, masks, prediction types, images or series. It checks its
+arguments when it is called, and computes when it is iterated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoise
+from .grids import check_times
+from .process import Move, moves
+from .schedules import Schedule
+from .tensors import check_data, generator, randn, randn_like
+from .variance import Variance, posterior_variance
+
+
+class State(NamedTuple):
+    """A sampler's position after a step.
+
+    Attributes:
+        t: Time that was reached, a float64 scalar.
+        x: The sample at that time, shape ``(B, *event)``.
+        x0: The prediction of clean data that made the step.
+    """
+
+    t: Tensor
+    x: Tensor
+    x0: Tensor
+
+
+def ancestral(
+    denoise: Denoise,
+    schedule: Schedule,
+    x: Tensor,
+    times: Tensor,
+    *,
+    variance: Variance = posterior_variance,
+    rng: torch.Generator | None = None,
+) -> Iterator[State]:
+    r"""Walk the learned chain backwards (:eq:`eq:ancestral`).
+
+    .. math:: x_s = \tilde\mu(x_t,\hat x_0) + \sigma z, \qquad z\sim\mathcal N(0,I)
+
+    with the posterior mean at the predicted :math:`\hat x_0 = D(x_t,t)`. A step onto t = 0
+    returns the prediction itself, without noise.
+
+    Args:
+        denoise: ``(x, t) -> x0``.
+        schedule: The path that the denoiser was made for.
+        x: Start, at ``times[0]``; see :func:`prior`. Shape ``(B, *event)``.
+        times: Strictly decreasing in [0, 1]; ``ddpm_steps(T)`` for the full chain.
+        variance: Variance of the step as a function of the move.
+        rng: Source of noise.
+
+    Yields:
+        A ``State`` a step.
+
+    Raises:
+        ValueError: at the call, for a bad grid or start; in a step, if the denoiser changes
+            the shape.
+
+    Source: Ho, Jain and Abbeel (2020), algorithm 2.
+    """
+    times = check_times(times)
+    steps = moves(schedule, times, eta=1.0)
+    return _walk(denoise, check_data("x", x), times, steps, variance, generator(rng))
+
+
+def ddim(
+    denoise: Denoise,
+    schedule: Schedule,
+    x: Tensor,
+    times: Tensor,
+    *,
+    eta: float = 0.0,
+    variance: Variance = posterior_variance,
+    rng: torch.Generator | None = None,
+) -> Iterator[State]:
+    r"""Step along the implied noise; deterministic at ``eta = 0`` (:eq:`eq:ddim`).
+
+    .. math:: x_s = \mathrm{signal}_s\,\hat x_0
+        + \sqrt{\mathrm{noise}_s^2-\sigma^2}\;\hat\epsilon + \sigma z,
+        \qquad \sigma = \eta\,\sqrt{\tilde\beta}
+
+    Args:
+        eta: 0 is deterministic, 1 is :func:`ancestral`.
+
+    The other arguments are those of :func:`ancestral`.
+
+    Source: Song, Meng and Ermon (2021), equation 12.
+    """
+    times = check_times(times)
+    steps = moves(schedule, times, eta=eta)
+    return _walk(denoise, check_data("x", x), times, steps, variance, generator(rng))
+
+
+@torch.no_grad()
+def _walk(
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    steps: list[Move],
+    variance: Variance,
+    rng: torch.Generator,
+) -> Iterator[State]:
+    for t, s, move in zip(times[:-1], times[1:], steps, strict=True):
+        x0 = _predict(denoise, x, t)
+        if s == 0:
+            x = x0
+        else:
+            x = move.keep * x + move.add * x0
+            var = variance(move)
+            if isinstance(var, Tensor) or var > 0:
+                x = x + var**0.5 * randn_like(x, rng)
+        yield State(s, x, x0)
+
+
+def encode(denoise: Denoise, schedule: Schedule, x0: Tensor, times: Tensor) -> Iterator[State]:
+    r"""Run :func:`ddim` backwards, from data to noise (:eq:`eq:encode`).
+
+    .. math:: x_t = \frac{\mathrm{noise}_t}{\mathrm{noise}_s}\,x_s
+        + \Bigl(\mathrm{signal}_t-\frac{\mathrm{noise}_t}{\mathrm{noise}_s}\mathrm{signal}_s\Bigr)
+        \hat x_0
+
+    Clean data holds no noise to read off, so a grid that starts at 0 reads the first noise at
+    its second time, at the mean of that level. Decoding with the reversed grid returns x0 up to
+    an error of the order of the step.
+
+    Args:
+        denoise: ``(x, t) -> x0``.
+        schedule: The path that the denoiser was made for.
+        x0: Data at ``times[0]``, shape ``(B, *event)``.
+        times: Strictly increasing in [0, 1].
+
+    Source: Song, Meng and Ermon (2021), section 4.3.
+    """
+    times = check_times(times, increasing=True)
+    back = moves(schedule, times.flip(0), eta=0.0)[::-1]
+    return _climb(denoise, check_data("x0", x0), times, back)
+
+
+@torch.no_grad()
+def _climb(denoise: Denoise, x: Tensor, times: Tensor, back: list[Move]) -> Iterator[State]:
+    for s, t, move in zip(times[:-1], times[1:], back, strict=True):
+        if s == 0:
+            mean = float(move.at_t.signal) * x
+            x0 = _predict(denoise, mean, t)
+            x = mean + float(move.at_t.signal) * (x - x0)
+        else:
+            x0 = _predict(denoise, x, s)
+            x = (x - move.add * x0) / move.keep
+        yield State(t, x, x0)
+
+
+def _predict(denoise: Denoise, x: Tensor, t: Tensor) -> Tensor:
+    x0 = denoise(x, t)
+    if x0.shape != x.shape:
+        raise ValueError(
+            f"denoise returned shape {tuple(x0.shape)} for x of shape {tuple(x.shape)}: "
+            "a denoiser keeps the shape"
+        )
+    return x0
+
+
+def last(states: Iterable[State]) -> Tensor:
+    """Run a sampler to its end and return the sample.
+
+    Raises:
+        ValueError: if the iterator is empty (a sampler can be consumed only once).
+    """
+    state = None
+    for state in states:  # noqa: B007
+        pass
+    if state is None:
+        raise ValueError("states is empty: a sampler can be consumed only once, call it again")
+    return state.x
+
+
+def trajectory(states: Iterable[State]) -> Tensor:
+    """Run a sampler and return all its positions, shape ``(N, B, *event)``.
+
+    Raises:
+        ValueError: if the iterator is empty.
+    """
+    path = [state.x for state in states]
+    if not path:
+        raise ValueError("states is empty: a sampler can be consumed only once, call it again")
+    return torch.stack(path)
+
+
+def prior(
+    schedule: Schedule,
+    shape: tuple[int, ...] | torch.Size,
+    *,
+    at: Tensor | float = 1.0,
+    rng: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    r"""Draw where a sampler starts: ``N(0, signal^2 + noise^2)`` (:eq:`eq:prior`).
+
+    This is the marginal of data with mean 0 and variance 1; on a variance-preserving path it is
+    N(0, I) at every t.
+
+    Args:
+        schedule: The path.
+        shape: ``(B, *event)``.
+        at: Time to start at.
+        rng: Source of noise.
+        device: Where the sample shall live.
+        dtype: Its dtype; torch's default if None.
+
+    Source: Ho, Jain and Abbeel (2020), algorithm 2, line 1.
+    """
+    level = schedule(torch.as_tensor(at, dtype=torch.float64))
+    scale = float((level.signal**2 + level.noise**2).sqrt())
+    return scale * randn(tuple(shape), rng, dtype=dtype, device=device)

@@ -1,0 +1,394 @@
+"""Noise schedules: one path ``x_t = signal(t) x0 + noise(t) eps`` from data (t=0) to noise (t=1).
+
+Every schedule answers two questions: what is the level at time ``t`` (call it), and at which
+time is a given log-SNR reached (``t_of``). At ``t == 0`` each returns signal 1 and noise 0.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .tensors import bcast
+
+FIRST = 1e-6  # the earliest time that t_of gives to a finite log-SNR
+SNAP = 1e-3  # t T this close to an integer is that step of a table
+
+
+class Level(NamedTuple):
+    r"""One point of the path: two factors and their derivatives in ``t``.
+
+    Attributes:
+        signal: Factor of the data; :math:`\sqrt{\bar\alpha_t}` of Ho et al.
+        noise: Factor of the noise; :math:`\sqrt{1-\bar\alpha_t}` of Ho et al.
+        d_signal: Derivative of ``signal`` in ``t``.
+        d_noise: Derivative of ``noise`` in ``t``.
+    """
+
+    signal: Tensor
+    noise: Tensor
+    d_signal: Tensor
+    d_noise: Tensor
+
+    @property
+    def log_snr(self) -> Tensor:
+        r"""Log signal-to-noise ratio :math:`2(\log\mathrm{signal}-\log\mathrm{noise})`."""
+        return 2 * (self.signal.log() - self.noise.log())
+
+    def over(self, x: Tensor) -> Level:
+        """Right-pad every field so that it multiplies ``x``, in the dtype and on the device of x.
+
+        Scalars stay as they are (torch multiplies them into any dtype). Doing it twice changes
+        nothing.
+
+        Raises:
+            ValueError: if the level does not broadcast to ``x``.
+        """
+        return Level(*(bcast(f, x) if f.ndim == 0 else bcast(f, x).to(x) for f in self))
+
+
+class Schedule(ABC):
+    """A path from data to noise. Subclasses are frozen, hashable and final."""
+
+    @abstractmethod
+    def level(self, t: Tensor) -> Level:
+        """Return the level at times ``t`` in (0, 1]; ``t == 0`` never arrives here."""
+
+    @abstractmethod
+    def time(self, log_snr: Tensor) -> Tensor:
+        """Invert a finite log-SNR; may leave [0, 1], which ``t_of`` then refuses or clips."""
+
+    def __call__(self, t: Tensor | float) -> Level:
+        """Return the level at time ``t``, computed in the dtype and on the device of ``t``.
+
+        Args:
+            t: Time in [0, 1], any shape. A Python number becomes a float64 scalar.
+
+        Raises:
+            ValueError: if a time lies outside [0, 1] or is not a number.
+        """
+        t = as_time(t)
+        clean = t == 0
+        at = self.level(torch.where(clean, torch.full_like(t, FIRST), t))
+        if not bool(clean.any()):
+            return at
+        zero = self.derivatives_at_zero(t)
+        return Level(
+            torch.where(clean, torch.ones_like(t), at.signal),
+            torch.where(clean, torch.zeros_like(t), at.noise),
+            torch.where(clean, zero[0], at.d_signal),
+            torch.where(clean, zero[1], at.d_noise),
+        )
+
+    def derivatives_at_zero(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the one-sided derivatives of signal and noise at ``t = 0``."""
+        at = self.level(torch.zeros_like(t))
+        return at.d_signal, at.d_noise
+
+    def t_of(self, log_snr: Tensor | float) -> Tensor:
+        """Return the time at which the path has this log-SNR; two schedules meet there.
+
+        Args:
+            log_snr: Any shape. ``inf`` is clean data and gives exactly 0; a finite value that
+                lies above the schedule's first level gives 1e-6.
+
+        Raises:
+            ValueError: if the path never becomes that noisy, or a value is NaN.
+        """
+        lam = torch.as_tensor(log_snr, dtype=None if isinstance(log_snr, Tensor) else torch.float64)
+        if bool(lam.isnan().any()):
+            raise ValueError("log_snr holds NaN: give numbers, or inf for clean data")
+        clean = lam == math.inf
+        t = self.time(torch.where(clean, torch.zeros_like(lam), lam))
+        t = torch.where(clean, torch.zeros_like(t), t.clamp(min=FIRST))
+        if bool((t > 1 + 1e-6).any()):
+            least = float(self(torch.ones((), dtype=torch.float64)).log_snr)
+            raise ValueError(
+                f"log_snr reaches {float(lam.min()):.4g}, but {self!r} ends at {least:.4g}: "
+                "ask for a log-SNR at or above that"
+            )
+        return t.clamp(max=1.0)
+
+
+def as_time(t: Tensor | float) -> Tensor:
+    """Return ``t`` as a floating tensor, or raise if a value lies outside [0, 1]."""
+    if not isinstance(t, Tensor):
+        t = torch.tensor(t, dtype=torch.float64)
+    if not t.is_floating_point():
+        raise ValueError(f"t has dtype {t.dtype}: give a floating time in [0, 1], such as step / T")
+    if not bool(((t >= 0) & (t <= 1)).all()):
+        raise ValueError(f"t spans [{float(t.min())}, {float(t.max())}]: give times in [0, 1]")
+    return t
+
+
+def _refuse_range(name: str, low: float, high: float) -> None:
+    if not 0 < low < high < math.inf:
+        raise ValueError(f"{name}_min={low}, {name}_max={high}: need 0 < {name}_min < {name}_max")
+
+
+@dataclass(frozen=True)
+class VP(Schedule):
+    r"""Variance-preserving path of the continuous-time DDPM (:eq:`eq:level-vp`).
+
+    .. math::
+
+        \log\mathrm{signal}(t) = -\tfrac14 t^2(\beta_{\max}-\beta_{\min}) - \tfrac12 t\beta_{\min},
+        \qquad \mathrm{signal}^2+\mathrm{noise}^2 = 1
+
+    Args:
+        beta_min: Noise rate at t = 0, per unit of time.
+        beta_max: Noise rate at t = 1, per unit of time.
+
+    Source: Song et al. (2021), equation 33.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        _refuse_range("beta", self.beta_min, self.beta_max)
+
+    def level(self, t: Tensor) -> Level:
+        log_signal = -(t**2) * (self.beta_max - self.beta_min) / 4 - t * self.beta_min / 2
+        rate = -(self.beta_min + t * (self.beta_max - self.beta_min)) / 2
+        signal, noise = log_signal.exp(), (-torch.expm1(2 * log_signal)).sqrt()
+        return Level(signal, noise, rate * signal, -rate * signal**2 / noise)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        log_signal = F.logsigmoid(log_snr) / 2
+        root = (self.beta_min**2 / 4 - (self.beta_max - self.beta_min) * log_signal).sqrt()
+        return -2 * log_signal / (self.beta_min / 2 + root)
+
+    def derivatives_at_zero(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """``signal' = -beta_min / 2``; ``noise`` grows like sqrt(t), so its slope is infinite."""
+        return torch.full_like(t, -self.beta_min / 2), torch.full_like(t, math.inf)
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    r"""Quarter circle from data to noise (:eq:`eq:level-cosine`).
+
+    .. math:: \mathrm{signal} = \cos(\pi t/2), \qquad \mathrm{noise} = \sin(\pi t/2)
+
+    At t = 1 the signal is exactly 0 (it is computed as a sine of 1 - t).
+
+    Source: Salimans and Ho (2022), section 2; Nichol and Dhariwal (2021) without the offset.
+    """
+
+    def level(self, t: Tensor) -> Level:
+        turn = math.pi / 2
+        signal, noise = torch.sin(turn * (1 - t)), torch.sin(turn * t)
+        return Level(signal, noise, -turn * noise, turn * signal)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return torch.atan(torch.exp(-log_snr / 2)) * 2 / math.pi
+
+
+@dataclass(frozen=True)
+class LinearPath(Schedule):
+    r"""Straight path of flow matching and rectified flow (:eq:`eq:level-linear`).
+
+    .. math:: \mathrm{signal} = 1-t, \qquad \mathrm{noise} = t
+
+    Source: Liu, Gong and Liu (2023); Lipman et al. (2023) with time reversed.
+    """
+
+    def level(self, t: Tensor) -> Level:
+        one = torch.ones_like(t)
+        return Level(1 - t, t, -one, one)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return torch.sigmoid(-log_snr / 2)
+
+
+@dataclass(frozen=True)
+class VE(Schedule):
+    r"""Variance-exploding path (:eq:`eq:level-ve`).
+
+    .. math:: \mathrm{signal} = 1, \qquad
+        \mathrm{noise} = \sigma_{\min}(\sigma_{\max}/\sigma_{\min})^t \text{ for } t>0
+
+    The noise jumps from 0 to ``sigma_min`` just after t = 0.
+
+    Args:
+        sigma_min: Standard deviation of the noise just after t = 0, in units of the data.
+        sigma_max: Standard deviation of the noise at t = 1, in units of the data.
+
+    Source: Song et al. (2021), equation 31; default range of Karras et al. (2022).
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        _refuse_range("sigma", self.sigma_min, self.sigma_max)
+
+    def level(self, t: Tensor) -> Level:
+        ratio = math.log(self.sigma_max / self.sigma_min)
+        noise = self.sigma_min * torch.exp(ratio * t)
+        return Level(torch.ones_like(t), noise, torch.zeros_like(t), ratio * noise)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        ratio = math.log(self.sigma_max / self.sigma_min)
+        return (-log_snr / 2 - math.log(self.sigma_min)) / ratio
+
+
+class BetaTable(Schedule):
+    r"""The discrete chain of DDPM as a path: ``t = i/T`` is exactly step ``i`` (:eq:`eq:table`).
+
+    .. math:: \mathrm{signal}(i/T)^2 = \bar\alpha_i = \prod_{j\le i}(1-\beta_j)
+
+    Between two steps the log-SNR is linear in t; below step 1 its first segment is continued
+    (a table of one step uses slope -1 in t T), and at t = 0 the path jumps to clean data.
+
+    Args:
+        betas: Noise variances of the T steps, shape ``(T,)``, each in (0, 1).
+
+    Attributes:
+        T: Number of steps.
+        betas: float64, ``betas[i-1]`` belongs to step i.
+        alphas: ``1 - betas``.
+        alpha_bars: Cumulative product of ``alphas``.
+
+    Raises:
+        ValueError: if betas is not a vector of numbers in (0, 1).
+
+    Source: Ho, Jain and Abbeel (2020), section 2.
+    """
+
+    def __init__(self, betas: Tensor) -> None:
+        betas = torch.as_tensor(betas).detach().to("cpu", torch.float64)
+        if betas.ndim != 1 or len(betas) == 0:
+            raise ValueError(f"betas has shape {tuple(betas.shape)}: give a vector of T variances")
+        if not bool(((betas > 0) & (betas < 1)).all()):
+            raise ValueError(
+                f"betas span [{float(betas.min())}, {float(betas.max())}]: each must lie in (0, 1)"
+            )
+        self.betas, self.T = betas.clone(), len(betas)
+        self.alphas = 1 - self.betas
+        self.alpha_bars = self.alphas.cumprod(0)
+        log_bar = torch.log1p(-self.betas).cumsum(0)
+        knots = log_bar - torch.log(-torch.expm1(log_bar))  # log-SNR at steps 1..T
+        slope = knots[:2].diff() if self.T > 1 else torch.tensor([-1.0], dtype=torch.float64)
+        self._knots = torch.cat([knots[:1] - slope, knots])  # entry 0 continues the first segment
+
+    def __repr__(self) -> str:
+        return f"BetaTable(T={self.T}, betas {self.betas[0]:.3g}..{self.betas[-1]:.3g})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BetaTable) and torch.equal(self.betas, other.betas)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.betas.tolist()))
+
+    def level(self, t: Tensor) -> Level:
+        u = t * self.T
+        u = torch.where((u - u.round()).abs() <= SNAP, u.round(), u)
+        u = torch.where((u == 0) & (t > 0), t * self.T, u)  # only t = 0 itself is clean
+        knots = self._knots.to(t)
+        left = (u.ceil() - 1).clamp(0, self.T - 1).long()
+        slope = knots[left + 1] - knots[left]
+        log_snr = knots[left] + (u - left) * slope
+        signal, noise = torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+        rate = self.T * slope / 2  # d log(signal/noise) / dt
+        return Level(signal, noise, rate * signal * noise**2, -rate * noise * signal**2)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        knots = self._knots.to(log_snr)
+        right = torch.searchsorted(-knots, -log_snr.contiguous()).clamp(1, self.T)
+        share = (log_snr - knots[right - 1]) / (knots[right] - knots[right - 1])
+        return (right - 1 + share) / self.T
+
+    def derivatives_at_zero(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The path jumps at 0; both factors rest there."""
+        return torch.zeros_like(t), torch.zeros_like(t)
+
+
+# ---- tables of betas -----------------------------------------------------------------------
+
+
+def _refuse_steps(T: int) -> None:
+    if not isinstance(T, int) or T < 1:
+        raise ValueError(f"T={T!r}: give a whole number of steps, at least 1")
+
+
+def linear_betas(T: int, *, beta_min: float = 0.1, beta_max: float = 20.0) -> Tensor:
+    r"""Linear table ``beta_min/T .. beta_max/T``: any T reaches noise (:eq:`eq:betas-linear`).
+
+    .. math:: \beta_i = \frac1T\Bigl(\beta_{\min}
+        + \frac{i-1}{T-1}(\beta_{\max}-\beta_{\min})\Bigr)
+
+    With T = 1000 these are Ho et al.'s 1e-4 .. 0.02. Their two numbers used unscaled with fewer
+    steps leave much of the data at t = 1 (alpha-bar_T = .36 at T = 100).
+
+    Args:
+        T: Number of steps, more than ``beta_max``.
+        beta_min: Noise rate per unit of time at the first step, as in ``VP``.
+        beta_max: Noise rate per unit of time at the last step, as in ``VP``.
+
+    Raises:
+        ValueError: if a beta would reach 1.
+
+    Source: Ho, Jain and Abbeel (2020), section 4; scaling of Nichol and Dhariwal (2021).
+    """
+    _refuse_steps(T)
+    _refuse_range("beta", beta_min, beta_max)
+    if beta_max >= T:
+        raise ValueError(
+            f"T={T} with beta_max={beta_max} gives a beta of {beta_max / T:.3g}: take T above "
+            f"{beta_max:g}, or cosine_betas(T), which works for any T"
+        )
+    return torch.linspace(beta_min / T, beta_max / T, T, dtype=torch.float64)
+
+
+def betas_from(alpha_bar: Callable[[float], float], T: int, *, most: float = 0.999) -> Tensor:
+    """Table whose cumulative product follows ``alpha_bar(u)``, u in [0, 1], clipped at ``most``."""
+    _refuse_steps(T)
+    ratios = [alpha_bar((i + 1) / T) / alpha_bar(i / T) for i in range(T)]
+    return torch.tensor([min(1 - r, most) for r in ratios], dtype=torch.float64)
+
+
+def cosine_betas(T: int, *, offset: float = 0.008) -> Tensor:
+    r"""Cosine table (:eq:`eq:betas-cosine`).
+
+    .. math:: \bar\alpha(u) \propto \cos^2\Bigl(\frac{u+s}{1+s}\,\frac{\pi}{2}\Bigr),
+        \qquad \beta_i = \min\Bigl(1-\frac{\bar\alpha(i/T)}{\bar\alpha((i-1)/T)},\,0.999\Bigr)
+
+    Source: Nichol and Dhariwal (2021), equation 17.
+    """
+    return betas_from(lambda u: math.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2, T)
+
+
+def sqrt_betas(T: int, *, offset: float = 1e-4) -> Tensor:
+    r"""Square-root table for embeddings of text: :math:`\bar\alpha(u) = 1-\sqrt{u+s}`.
+
+    Source: Li et al. (2022), Diffusion-LM, appendix A.
+    """
+    return betas_from(lambda u: max(1 - math.sqrt(u + offset), 0.0), T)
+
+
+def quadratic_betas(T: int, *, first: float = 1e-4, last: float = 0.5) -> Tensor:
+    r"""Table that is linear in :math:`\sqrt\beta` (CSDI, with T = 50).
+
+    Source: Tashiro et al. (2021), section 6.
+    """
+    _refuse_steps(T)
+    _refuse_range("beta", first, last)
+    return torch.linspace(first**0.5, last**0.5, T, dtype=torch.float64) ** 2
+
+
+def scaled_linear_betas(T: int, *, first: float = 0.00085, last: float = 0.012) -> Tensor:
+    r"""The table of latent diffusion, which its code calls linear: linear in :math:`\sqrt\beta`.
+
+    Made for T = 1000; with fewer steps it does not reach noise.
+
+    Source: Rombach et al. (2022), released configuration.
+    """
+    return quadratic_betas(T, first=first, last=last)
