@@ -173,6 +173,7 @@ def main() -> int:
     if args.preset != "gpu":
         os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+    os.environ["TQDM_DISABLE"] = "1"  # progress bars are for readers at a screen, not for outputs
     os.environ.pop("MPLBACKEND", None)  # or figures would not reach the notebook
     # A first import of pyplot may build the font cache and say so in a lab's output: do it here.
     subprocess.run([sys.executable, "-c", "import matplotlib.pyplot"], stderr=subprocess.DEVNULL)
