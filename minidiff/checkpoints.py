@@ -120,17 +120,24 @@ def load(name: str) -> Denoiser:
         name: A key of ``RECIPES``, such as ``"mnist-ddpm"``.
 
     Raises:
-        ValueError: if the name is unknown, or the file's checksum differs from its card's.
+        ValueError: if the name is unknown, the file is missing, or its checksum differs from
+            its card's.
     """
     recipe = _recipe(name)
     path = WEIGHTS / f"{name}.safetensors"
+    if not (path.exists() and path.with_suffix(".json").exists()):
+        raise ValueError(
+            f"name={name!r}: {path.name} or its card is not in {path.parent}: install minidiff "
+            f"again, or make them with python -m minidiff.checkpoints train {name}"
+        )
     card = json.loads(path.with_suffix(".json").read_text())
     if hashlib.sha256(path.read_bytes()).hexdigest() != card["sha256"]:
         raise ValueError(
             f"name={name!r}: {path.name} does not match the checksum on its card: it was changed "
             "or cut short; install minidiff again"
         )
-    model = recipe.build()
+    with torch.random.fork_rng([]):  # the weights that are drawn here are replaced at once
+        model = recipe.build()
     restore(model, path)
     return model.eval().requires_grad_(False)
 

@@ -42,6 +42,12 @@ class _Row(NamedTuple):
     out: Tensor | float
     scale: Tensor | float | None  # c_in; None means 1
 
+    def join(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return ``skip x + out y``; with numbers, in one pass over the data less."""
+        if isinstance(self.out, float):
+            return torch.add(self.skip * x, y, alpha=self.out)
+        return self.skip * x + self.out * y
+
 
 class Denoiser(nn.Module):
     r"""Give a network's output its meaning (:eq:`eq:denoiser`).
@@ -58,11 +64,15 @@ class Denoiser(nn.Module):
 
     def __init__(self, net: nn.Module, schedule: Schedule, prediction: str | Prediction = "eps"):
         super().__init__()
+        if not isinstance(schedule, Schedule):
+            raise ValueError(
+                f"schedule is a {type(schedule).__name__}: call Denoiser(net, schedule, prediction)"
+            )
         self.net, self.schedule = net, schedule
         self.prediction = as_prediction(prediction)
         self._rows: dict[float, _Row] = {}
 
-    def raw(self, x: Tensor, t: Tensor, cond: Condition = None) -> Output:
+    def raw(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Output:
         """Return the network's native output; losses use this.
 
         Args:
@@ -72,17 +82,17 @@ class Denoiser(nn.Module):
         """
         return self._net(x, t, cond, self._row(x, t))
 
-    def forward(self, x: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
         """Return the expected clean data, the shape of ``x``."""
         row = self._row(x, t)
-        return row.skip * x + row.out * self._net(x, t, cond, row).y
+        return row.join(x, self._net(x, t, cond, row).y)
 
     def given(self, cond: Condition) -> Branch:
         """Return the denoiser for one condition; ``given(None)`` is the unconditional one."""
         return Branch(self, cond)
 
-    def _row(self, x: Tensor, t: Tensor) -> _Row:
-        if t.ndim:
+    def _row(self, x: Tensor, t: Tensor | float) -> _Row:
+        if isinstance(t, Tensor) and t.ndim:
             return self._compute_row(self.schedule(t).over(x))
         key = float(t)  # a sampler comes back to the same few scalar times
         row = self._rows.get(key)
@@ -99,9 +109,12 @@ class Denoiser(nn.Module):
         c_in = self.prediction.c_in
         return _Row(*self.prediction.coefficients(at), None if c_in is None else c_in(at))
 
-    def _net(self, x: Tensor, t: Tensor, cond: Condition, row: _Row) -> Output:
+    def _net(self, x: Tensor, t: Tensor | float, cond: Condition, row: _Row) -> Output:
         given = x if row.scale is None else row.scale * x
-        t = x.new_full((len(x),), float(t)) if t.ndim == 0 else t.to(x)
+        if isinstance(t, Tensor) and t.ndim:
+            t = t.to(x)
+        else:
+            t = x.new_full((x.shape[0],), float(t))
         out = self.net(given, t, cond)
         out = out if isinstance(out, Output) else Output(out)
         if out.y.shape != x.shape:
@@ -122,10 +135,10 @@ class Branch:
         self.model, self.cond = model, cond
         self.seen: Seen | None = None
 
-    def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor | float, /) -> Tensor:
         row = self.model._row(x, t)
         out = self.model._net(x, t, self.cond, row)
-        x0 = row.skip * x + row.out * out.y
+        x0 = row.join(x, out.y)
         self.seen = Seen(x, self.model.schedule(t), x0, out.y, out.second)
         return x0
 

@@ -32,16 +32,18 @@ class GaussianMixture:
     """
 
     def __init__(self, means: Tensor, stds: Tensor, weights: Tensor | None = None) -> None:
-        means, stds = check_data("means", torch.as_tensor(means)), torch.as_tensor(stds)
+        means = check_data("means", torch.as_tensor(means))
+        stds = torch.as_tensor(stds, dtype=means.dtype)  # a Python number in full precision
         if weights is None:
-            weights = torch.ones(len(means), dtype=means.dtype)
-        weights = torch.as_tensor(weights)
-        if weights.shape != (len(means),) or not bool((weights > 0).all()):
+            weights = torch.ones(len(means))
+        weights = torch.as_tensor(weights, dtype=means.dtype)
+        if weights.shape != (len(means),) or not _positive(weights):
             raise ValueError(
-                f"weights has shape {tuple(weights.shape)}: give {len(means)} positive numbers"
+                f"weights has shape {tuple(weights.shape)} and values from {float(weights.min())}: "
+                f"give {len(means)} positive numbers"
             )
-        if not bool((stds > 0).all()):
-            raise ValueError(f"stds reaches {float(stds.min())}: give positive numbers")
+        if not _positive(stds):
+            raise ValueError(f"stds reaches {float(stds.min())}: give positive, finite numbers")
         self.means, self.weights = means, weights / weights.sum()
         self.stds = _expand("stds", stds, means)
 
@@ -101,8 +103,9 @@ class Gaussian(GaussianMixture):
     """
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
-        mean, std = torch.as_tensor(mean), torch.as_tensor(std)
-        super().__init__(mean[None], std.expand(mean.shape)[None])
+        mean = torch.as_tensor(mean)
+        std = _expand("std", torch.as_tensor(std, dtype=mean.dtype), mean)
+        super().__init__(mean[None], std[None])
 
 
 class Empirical:
@@ -144,6 +147,8 @@ class Empirical:
             at = schedule(t)
             if not bool((at.noise > 0).any()):
                 return x / at.over(x).signal
+            if not bool((at.noise > 0).all()):
+                raise ValueError("t mixes 0 and noisy times: give a finite set all clean or none")
             joint, _, mean = _parts(self, x, at)
             return _average(joint, mean)
 
@@ -155,6 +160,10 @@ class Empirical:
         if not bool((at.noise > 0).all()):
             raise ValueError("t=0: a finite data set has no density without noise, use t > 0")
         return at
+
+
+def _positive(value: Tensor) -> bool:
+    return bool(((value > 0) & torch.isfinite(value)).all())
 
 
 def _expand(name: str, value: Tensor, means: Tensor) -> Tensor:
@@ -171,6 +180,8 @@ def _expand(name: str, value: Tensor, means: Tensor) -> Tensor:
 def _draw(
     means: Tensor, stds: Tensor, weights: Tensor, n: int, rng: torch.Generator | None
 ) -> Tensor:
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"n={n!r}: give a whole number of points, at least 1")
     rng = generator(rng)
     which = torch.multinomial(
         weights.to(rng.device).float(), n, replacement=True, generator=rng
@@ -191,7 +202,8 @@ def _parts(data: GaussianMixture | Empirical, x: Tensor, at: Level) -> tuple[Ten
     var = at.signal**2 * spread + at.noise**2
     gap = x.unsqueeze(1) - at.signal * means
     pull = gap / var
-    log_k = -(gap * pull + var.log() + math.log(2 * math.pi)).flatten(2).sum(2) / 2
+    terms = gap * pull + var.log() + math.log(2 * math.pi)
+    log_k = -terms.reshape(*gap.shape[:2], -1).sum(2) / 2
     return data.weights.to(x).log() + log_k, pull, means + at.signal * spread * pull
 
 

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from .schedules import Schedule
+from .schedules import FIRST, Schedule
 
 
 def check_times(times: Tensor, *, increasing: bool = False) -> Tensor:
@@ -78,6 +78,10 @@ def log_snr(
         low: Log-SNR to start at; a path that ends above it starts at t = 1.
         high: Log-SNR of the last noisy level.
         land: Whether the grid ends with t = 0.
+
+    Raises:
+        ValueError: if ``high`` lies below the start, or so far above the schedule's first level
+            that times coincide.
     """
     _refuse_steps(n)
     least = float(schedule(1.0).log_snr)
@@ -85,8 +89,7 @@ def log_snr(
     if not start < high:
         raise ValueError(f"high={high} must lie above the start of the grid, log-SNR {start:.4g}")
     lam = torch.linspace(start, high, n if land else n + 1, dtype=torch.float64)
-    times = schedule.t_of(lam)
-    return check_times(torch.cat([times, times.new_zeros(1)]) if land else times)
+    return _at_levels(schedule, lam, land, f"high={high}")
 
 
 def karras(
@@ -103,12 +106,33 @@ def karras(
         + \tfrac{i}{n-1}(\sigma_{\min}^{1/\rho}-\sigma_{\max}^{1/\rho})\Bigr)^\rho,
         \quad i = 0..n-1, \qquad \sigma_n = 0
 
+    Raises:
+        ValueError: if a number is out of range, or the path does not have these levels.
+
     Source: Karras et al. (2022), equation 5.
     """
     _refuse_steps(n)
     if not 0 < sigma_min < sigma_max < math.inf:
         raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: need 0 < min < max")
+    if not rho > 0:
+        raise ValueError(f"rho={rho}: give a number above 0, such as 7")
     ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    most = math.exp(-float(schedule(1.0).log_snr) / 2)  # inf where the signal ends at 0
+    if sigma_max > most * (1 + 1e-9):
+        raise ValueError(
+            f"sigma_max={sigma_max}: {schedule!r} reaches noise/signal {most:.4g}, "
+            "give at most that"
+        )
     sigma = torch.linspace(*ends, n, dtype=torch.float64) ** rho
-    times = schedule.t_of(-2 * sigma.log())
-    return check_times(torch.cat([times, times.new_zeros(1)]))
+    return _at_levels(schedule, -2 * sigma.log(), True, f"sigma_min={sigma_min}")
+
+
+def _at_levels(schedule: Schedule, lam: Tensor, land: bool, finest: str) -> Tensor:
+    times = schedule.t_of(lam)
+    if bool((times.diff() >= 0).any()):
+        top = float(schedule(FIRST).log_snr)
+        raise ValueError(
+            f"{finest}: {schedule!r} starts at log-SNR {top:.4g}, noise/signal "
+            f"{math.exp(-top / 2):.3g}, and several levels lie above that; take noisier ones"
+        )
+    return check_times(torch.cat([times, times.new_zeros(1)]) if land else times)

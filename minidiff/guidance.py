@@ -37,6 +37,9 @@ def cfg(cond: Denoise, uncond: Denoise, scale: float) -> Denoise:
         scale: 0 is unconditional, 1 conditional, above 1 guided. The w of Ho and Salimans is
             ``scale - 1``; at 0 and 1 only one of the two is evaluated.
 
+    Raises:
+        ValueError: if scale is negative.
+
     Source: Ho and Salimans (2022), equation 6.
     """
     if not scale >= 0:

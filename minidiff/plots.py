@@ -50,8 +50,10 @@ def scatter(
 
 def images(ax: Axes, pictures: Tensor, *, columns: int = 10, gap: int = 1) -> Axes:
     """Draw images ``(N, 1 or 3, H, W)`` with values in [-1, 1] as one sheet."""
-    if pictures.ndim != 4 or pictures.shape[1] not in (1, 3):
+    if pictures.ndim != 4 or pictures.shape[1] not in (1, 3) or len(pictures) == 0:
         raise ValueError(f"pictures has shape {tuple(pictures.shape)}: give (N, 1 or 3, H, W)")
+    if columns < 1:
+        raise ValueError(f"columns={columns}: give at least 1")
     n, c, height, width = pictures.shape
     rows = -(-n // columns)
     sheet = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, c))
@@ -65,7 +67,11 @@ def images(ax: Axes, pictures: Tensor, *, columns: int = 10, gap: int = 1) -> Ax
 
 def film(ax: Axes, frames: Tensor, *, labels: Sequence[str] | None = None) -> Axes:
     """Draw one image at several times, ``(N, 1 or 3, H, W)``, side by side with labels below."""
-    images(ax, frames, columns=len(frames))
+    if labels is not None and len(labels) != len(frames):
+        raise ValueError(
+            f"labels has {len(labels)} entries for {len(frames)} frames: give one each"
+        )
+    images(ax, frames, columns=max(len(frames), 1))
     width = frames.shape[-1] + 1
     for i, label in enumerate(labels or ()):
         ax.text(
@@ -82,6 +88,8 @@ def loss_curve(
     values = np.fromiter(losses, dtype=float)
     if len(values) == 0:
         raise ValueError("losses is empty: collect [step.loss for step in train(...)]")
+    if not np.isfinite(values).all():
+        raise ValueError("losses holds NaN or infinite values: give [step.loss for step in ...]")
     smooth, keep = np.empty_like(values), 1 - 1 / max(2.0, len(values) / 50)
     mean = values[: max(1, len(values) // 50)].mean()
     for i, value in enumerate(values):

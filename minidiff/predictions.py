@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .schedules import Level
+from .tensors import check_same_shape
 
 FAINT = 1e-6  # below this signal an eps or score prediction says nothing about x0
 
@@ -72,6 +73,9 @@ def edm(sigma_data: float = 0.5) -> Prediction:
     Args:
         sigma_data: Standard deviation of the data, measured, more than 0.
 
+    Raises:
+        ValueError: if sigma_data is not positive.
+
     Source: Karras et al. (2022), table 1, with :math:`\sigma=n/s` and input :math:`x_t/s`.
     """
     if not sigma_data > 0:
@@ -101,7 +105,7 @@ PREDICTIONS: dict[str, Prediction] = {
 
 
 def as_prediction(prediction: str | Prediction) -> Prediction:
-    """Look a name up in ``PREDICTIONS``; a ``Prediction`` passes through."""
+    """Look a name up in ``PREDICTIONS``, or raise; a ``Prediction`` passes through."""
     if isinstance(prediction, Prediction):
         return prediction
     if prediction not in PREDICTIONS:
@@ -121,8 +125,10 @@ def to_x0(prediction: str | Prediction, y: Tensor, x: Tensor, at: Level) -> Tens
         at: Level of ``x``.
 
     Raises:
-        ValueError: if the name is unknown, or eps/score is asked for where signal < 1e-6.
+        ValueError: if the name is unknown, shapes differ, or eps/score is asked for where
+            signal < 1e-6.
     """
+    check_same_shape("y", y, "x", x)
     skip, out = as_prediction(prediction).coefficients(at.over(x))
     return skip * x + out * y
 
@@ -131,13 +137,14 @@ def from_x0(prediction: str | Prediction, x0: Tensor, x: Tensor, at: Level) -> T
     """Turn clean data into the network output that implies it; inverse of :func:`to_x0`.
 
     Raises:
-        ValueError: if the name is unknown, or the level has no noise.
+        ValueError: if the name is unknown, shapes differ, or the level has no noise.
     """
     return as_prediction(prediction).define(at.over(x), x0, eps_from_x0(x0, x, at))
 
 
 def eps_from_x0(x0: Tensor, x: Tensor, at: Level) -> Tensor:
     r"""Return the noise in ``x``: :math:`(x_t-\mathrm{signal}\,x_0)/\mathrm{noise}`."""
+    check_same_shape("x0", x0, "x", x)
     at = _noisy(at).over(x)
     return (x - at.signal * x0) / at.noise
 
@@ -150,6 +157,7 @@ def score_from_x0(x0: Tensor, x: Tensor, at: Level) -> Tensor:
 
     Source: Efron (2011), equation 1.4 (Tweedie's formula).
     """
+    check_same_shape("x0", x0, "x", x)
     at = _noisy(at).over(x)
     return (at.signal * x0 - x) / at.noise**2
 

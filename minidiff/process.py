@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .schedules import Level, Schedule
+from .tensors import check_same_shape
 
 
 def diffuse(at: Level, x0: Tensor, eps: Tensor) -> Tensor:
@@ -28,7 +29,7 @@ def diffuse(at: Level, x0: Tensor, eps: Tensor) -> Tensor:
 
     Source: Ho, Jain and Abbeel (2020), equation 4.
     """
-    _same_shape("eps", eps, "x0", x0)
+    check_same_shape("eps", eps, "x0", x0)
     at = at.over(x0)
     return at.signal * x0 + at.noise * eps
 
@@ -53,7 +54,7 @@ def step_forward(at_s: Level, at_t: Level, x_s: Tensor, eps: Tensor) -> Tensor:
 
     Source: Ho, Jain and Abbeel (2020), equation 2; Kingma et al. (2021), equation 19.
     """
-    _same_shape("eps", eps, "x_s", x_s)
+    check_same_shape("eps", eps, "x_s", x_s)
     at_s, at_t = at_s.over(x_s), at_t.over(x_s)
     fresh = _fresh_share(at_t, at_s)
     return at_t.signal / at_s.signal * x_s + at_t.noise * fresh.sqrt() * eps
@@ -97,7 +98,7 @@ def posterior(at_t: Level, at_s: Level, x_t: Tensor, x0: Tensor) -> Transition:
 
     Source: Ho, Jain and Abbeel (2020), equations 6 and 7.
     """
-    _same_shape("x0", x0, "x_t", x_t)
+    check_same_shape("x0", x0, "x_t", x_t)
     at_t, at_s = at_t.over(x_t), at_s.over(x_t)
     fresh = _fresh_share(at_t, at_s)
     keep = at_t.signal / at_s.signal * (at_s.noise / at_t.noise) ** 2
@@ -155,6 +156,9 @@ def moves(schedule: Schedule, times: Tensor, *, eta: float) -> list[Move]:
         times: Strictly decreasing, ``n + 1`` values in [0, 1].
         eta: 0 is deterministic (DDIM), 1 is ancestral (DDPM).
 
+    Raises:
+        ValueError: if eta is not in [0, 1].
+
     Source: Song, Meng and Ermon (2021), equations 12 and 16.
     """
     if not 0 <= eta <= 1:
@@ -210,11 +214,4 @@ def prior_kl(at: Level, x0: Tensor) -> Tensor:
     total = at.signal**2 + at.noise**2
     share = at.noise**2 / total
     terms = (at.signal**2 * x0**2 / total + share - 1 - share.log()) / 2
-    return terms.expand(x0.shape).flatten(1).sum(1)
-
-
-def _same_shape(name: str, a: Tensor, other: str, b: Tensor) -> None:
-    if a.shape != b.shape:
-        raise ValueError(
-            f"{name} has shape {tuple(a.shape)} and {other} {tuple(b.shape)}: they must be equal"
-        )
+    return terms.expand(x0.shape).reshape(len(x0), -1).sum(1)

@@ -7,6 +7,7 @@ arguments when it is called, and computes when it is iterated.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -68,7 +69,7 @@ def ancestral(
     Source: Ho, Jain and Abbeel (2020), algorithm 2.
     """
     times = check_times(times)
-    steps = moves(schedule, times, eta=1.0)
+    steps = _moves(schedule, tuple(times.tolist()), 1.0)
     return _walk(denoise, check_data("x", x), times, steps, variance, generator(rng))
 
 
@@ -96,11 +97,16 @@ def ddim(
     Source: Song, Meng and Ermon (2021), equation 12.
     """
     times = check_times(times)
-    steps = moves(schedule, times, eta=eta)
+    steps = _moves(schedule, tuple(times.tolist()), eta)
     return _walk(denoise, check_data("x", x), times, steps, variance, generator(rng))
 
 
-@torch.no_grad()
+@lru_cache(maxsize=4)
+def _moves(schedule: Schedule, times: tuple[float, ...], eta: float) -> list[Move]:
+    """Remember the moves of the latest grids, so that the next batch on one starts at once."""
+    return moves(schedule, torch.tensor(times, dtype=torch.float64), eta=eta)
+
+
 def _walk(
     denoise: Denoise,
     x: Tensor,
@@ -109,15 +115,20 @@ def _walk(
     variance: Variance,
     rng: torch.Generator,
 ) -> Iterator[State]:
-    for t, s, move in zip(times[:-1], times[1:], steps, strict=True):
-        x0 = _predict(denoise, x, t)
-        if s == 0:
-            x = x0
-        else:
-            x = move.keep * x + move.add * x0
-            var = variance(move)
-            if isinstance(var, Tensor) or var > 0:
-                x = x + var**0.5 * randn_like(x, rng)
+    points, clean = times.unbind(), (times == 0).tolist()
+    no_grad = torch.no_grad()  # left at every yield: the caller's mode is the caller's
+    for t, s, landing, move in zip(points[:-1], points[1:], clean[1:], steps, strict=True):
+        with no_grad:
+            x0 = _predict(denoise, x, t)
+            if landing:
+                x = x0
+            else:
+                x = torch.add(move.keep * x, x0, alpha=move.add)  # keep x + add x0
+                var = variance(move)
+                if isinstance(var, Tensor) or var > 0:
+                    x = x + var**0.5 * randn_like(x, rng)
+                elif var != 0:
+                    raise ValueError(f"variance returned {var} at t={float(t)}: give at least 0")
         yield State(s, x, x0)
 
 
@@ -216,8 +227,13 @@ def prior(
         device: Where the sample shall live.
         dtype: Its dtype; torch's default if None.
 
+    Raises:
+        ValueError: if shape is empty or holds a 0, or ``at`` lies outside [0, 1].
+
     Source: Ho, Jain and Abbeel (2020), algorithm 2, line 1.
     """
+    if isinstance(shape, int) or len(shape) == 0 or any(n < 1 for n in shape):
+        raise ValueError(f"shape={shape}: give (B, *event), each at least 1")
     level = schedule(torch.as_tensor(at, dtype=torch.float64))
     scale = float((level.signal**2 + level.noise**2).sqrt())
     return scale * randn(tuple(shape), rng, dtype=dtype, device=device)

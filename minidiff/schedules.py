@@ -108,7 +108,7 @@ class Schedule(ABC):
         clean = lam == math.inf
         t = self.time(torch.where(clean, torch.zeros_like(lam), lam))
         t = torch.where(clean, torch.zeros_like(t), t.clamp(min=FIRST))
-        if bool((t > 1 + 1e-6).any()):
+        if not bool((t <= 1 + 1e-6).all()):  # NaN too, where the log-SNR is -inf
             least = float(self(torch.ones((), dtype=torch.float64)).log_snr)
             raise ValueError(
                 f"log_snr reaches {float(lam.min()):.4g}, but {self!r} ends at {least:.4g}: "
@@ -263,6 +263,12 @@ class BetaTable(Schedule):
     Source: Ho, Jain and Abbeel (2020), section 2.
     """
 
+    T: int
+    betas: Tensor
+    alphas: Tensor
+    alpha_bars: Tensor
+    _knots: Tensor
+
     def __init__(self, betas: Tensor) -> None:
         betas = torch.as_tensor(betas).detach().to("cpu", torch.float64)
         if betas.ndim != 1 or len(betas) == 0:
@@ -271,13 +277,19 @@ class BetaTable(Schedule):
             raise ValueError(
                 f"betas span [{float(betas.min())}, {float(betas.max())}]: each must lie in (0, 1)"
             )
-        self.betas, self.T = betas.clone(), len(betas)
-        self.alphas = 1 - self.betas
-        self.alpha_bars = self.alphas.cumprod(0)
-        log_bar = torch.log1p(-self.betas).cumsum(0)
+        alphas, log_bar = 1 - betas, torch.log1p(-betas).cumsum(0)
         knots = log_bar - torch.log(-torch.expm1(log_bar))  # log-SNR at steps 1..T
-        slope = knots[:2].diff() if self.T > 1 else torch.tensor([-1.0], dtype=torch.float64)
-        self._knots = torch.cat([knots[:1] - slope, knots])  # entry 0 continues the first segment
+        slope = knots[:2].diff() if len(betas) > 1 else knots.new_tensor([-1.0])
+        vars(self).update(
+            T=len(betas),
+            betas=betas.clone(),
+            alphas=alphas,
+            alpha_bars=alphas.cumprod(0),
+            _knots=torch.cat([knots[:1] - slope, knots]),  # entry 0 continues the first segment
+        )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a BetaTable is frozen: make a new one instead of setting {name}")
 
     def __repr__(self) -> str:
         return f"BetaTable(T={self.T}, betas {self.betas[0]:.3g}..{self.betas[-1]:.3g})"
@@ -290,8 +302,8 @@ class BetaTable(Schedule):
 
     def level(self, t: Tensor) -> Level:
         u = t * self.T
-        u = torch.where((u - u.round()).abs() <= SNAP, u.round(), u)
-        u = torch.where((u == 0) & (t > 0), t * self.T, u)  # only t = 0 itself is clean
+        step = u + (u.round() - u).detach()  # the whole step, with the gradient of u
+        u = torch.where(((u - step).abs() <= SNAP) & (step > 0), step, u)  # only t = 0 is clean
         knots = self._knots.to(t)
         left = (u.ceil() - 1).clamp(0, self.T - 1).long()
         slope = knots[left + 1] - knots[left]
@@ -377,10 +389,14 @@ def sqrt_betas(T: int, *, offset: float = 1e-4) -> Tensor:
 def quadratic_betas(T: int, *, first: float = 1e-4, last: float = 0.5) -> Tensor:
     r"""Table that is linear in :math:`\sqrt\beta` (CSDI, with T = 50).
 
+    Raises:
+        ValueError: if not 0 < first < last < 1.
+
     Source: Tashiro et al. (2021), section 6.
     """
     _refuse_steps(T)
-    _refuse_range("beta", first, last)
+    if not 0 < first < last < 1:
+        raise ValueError(f"first={first}, last={last}: betas must rise from above 0 to below 1")
     return torch.linspace(first**0.5, last**0.5, T, dtype=torch.float64) ** 2
 
 

@@ -50,6 +50,7 @@ def seeded(*entropy: int) -> torch.Generator:
     """Make a CPU generator whose seed mixes the given non-negative integers, in order.
 
     ``seeded(0, 1)`` and ``seeded(1, 0)`` are unrelated streams; a plain sum would confuse them.
+    Zeros at the end do not count: ``seeded(1)`` and ``seeded(1, 0)`` are one stream.
 
     Raises:
         ValueError: if an integer is negative.
@@ -58,7 +59,7 @@ def seeded(*entropy: int) -> torch.Generator:
 
 
 def mixed_seed(*entropy: int) -> int:
-    """Mix non-negative integers into one 63-bit seed (numpy's ``SeedSequence``)."""
+    """Mix non-negative integers into one 63-bit seed (numpy's ``SeedSequence``), or raise."""
     if any(e < 0 for e in entropy):
         raise ValueError(f"seeds are {entropy}: give integers >= 0")
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
@@ -103,12 +104,10 @@ def masked_mean(value: Tensor, mask: Tensor, dim: tuple[int, ...] | None = None)
     """
     mask = check_mask("mask", mask, value)
     axes = tuple(range(value.ndim)) if dim is None else dim
-    if not axes:
-        return value
-    count = mask.sum(axes)
+    count = mask.sum(axes) if axes else mask.long()  # sum(()) would mean all axes
     if bool((count == 0).any()):
         raise ValueError("mask counts no entry: give every average at least one True")
-    return torch.where(mask, value, torch.zeros_like(value)).sum(axes) / count
+    return torch.where(mask, value, torch.zeros_like(value)).sum(axes) / count if axes else value
 
 
 def check_mask(name: str, mask: Tensor, x: Tensor) -> Tensor:
@@ -122,6 +121,14 @@ def check_mask(name: str, mask: Tensor, x: Tensor) -> Tensor:
         raise ValueError(
             f"{name} has shape {tuple(mask.shape)}: it must broadcast to {tuple(x.shape)}"
         ) from None
+
+
+def check_same_shape(name: str, a: Tensor, other: str, b: Tensor) -> None:
+    """Raise a ``ValueError`` if two tensors differ in shape: broadcasting would hide a mistake."""
+    if a.shape != b.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(a.shape)} and {other} {tuple(b.shape)}: they must be equal"
+        )
 
 
 def check_data(name: str, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from .tensors import mixed_seed, seeded
@@ -40,7 +40,8 @@ class EMA:
     .. math:: \bar\theta \leftarrow d\,\bar\theta + (1-d)\,\theta,
         \qquad d = \min\Bigl(\mathrm{decay},\,\frac{1+n}{10+n}\Bigr)
 
-    after update number n, so that the first, poor weights are soon forgotten. Buffers are copied.
+    where n = 0, 1, .. counts the updates made before this one, so that the first, poor weights are
+    soon forgotten. Buffers are copied.
 
     Args:
         model: The model in training.
@@ -108,7 +109,8 @@ def train(
 
     Raises:
         ValueError: at the call, if an argument is out of range or the saved file belongs to
-            another run; in a step, if the loss is not a finite scalar.
+            another run; in a step, if the loss is not a finite scalar or its gradient is not
+            finite (the weights are then those of before the step).
     """
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps={steps!r}: give a whole number of updates, at least 1")
@@ -124,21 +126,21 @@ def train(
         raise ValueError("model has no parameter that requires a gradient: nothing to train")
     opt = optimizer(params)
     path = None if save is None else Path(save)
-    start = 0
+    start, run_of = 0, {"steps": steps, "seed": seed, "optimizer": type(opt).__name__}
     if path is not None and path.exists():
-        start = _resume(path, model, ema, opt, params, steps=steps, seed=seed)
+        start = _resume(path, model, ema, opt, params, **run_of)
     rate = lr if callable(lr) else lambda _: float(lr)
 
     def run() -> Iterator[Step]:
-        model.train()
         for k in range(start, steps):
+            model.train()  # every time: the caller may have sampled from it in between
             for group in opt.param_groups:
                 group["lr"] = rate(k)
             value, norm = _update(loss, model, batches, params, opt, clip, (seed, k))
             if ema is not None:
                 ema.update(model)
             if path is not None and ((k + 1) % save_every == 0 or k + 1 == steps):
-                _save(path, model, ema, opt, done=k + 1, steps=steps, seed=seed)
+                _save(path, model, ema, opt, done=k + 1, **run_of)
             yield Step(k + 1, value, norm)
 
     return run()
@@ -155,17 +157,26 @@ def _update(
 ) -> tuple[float, float]:
     devices = sorted({p.device.index or 0 for p in params if p.device.type == "cuda"})
     with torch.random.fork_rng(devices):  # dropout draws from the global state
-        torch.manual_seed(mixed_seed(*key, 1))
+        for state in (
+            torch.default_generator,
+            *(torch.cuda.default_generators[d] for d in devices),
+        ):
+            state.manual_seed(mixed_seed(*key, 1))
         opt.zero_grad(set_to_none=True)
         value = loss(batches(key[1]), seeded(*key, 0))
         if value.ndim != 0:
             raise ValueError(f"loss has shape {tuple(value.shape)}: return a scalar, e.g. .mean()")
         if not bool(torch.isfinite(value)):
             raise ValueError(
-                f"loss is {float(value)} at step {key[1]}: lower lr, or check data and dtype"
+                f"loss is {value.item()} at step {key[1]}: lower lr, or check data and dtype"
             )
         value.backward()
         norm = nn.utils.clip_grad_norm_(params, math.inf if clip is None else clip)
+        if not bool(torch.isfinite(norm)):
+            raise ValueError(
+                f"the gradient of loss has norm {float(norm)} at step {key[1]}: lower lr, or keep "
+                "roots and logarithms in the loss away from 0"
+            )
         opt.step()
     return float(value.detach()), float(norm)
 
@@ -180,8 +191,9 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], info: dict[str, 
     partial = path.with_name(path.name + ".partial")
     # clone: safetensors refuses tensors that share memory
     own = {k: v.detach().to("cpu").clone().contiguous() for k, v in tensors.items()}
-    save_file(own, partial, metadata=info)
-    with open(partial, "rb") as file:
+    with open(partial, "wb") as file:  # not save_file: it makes files that only their owner reads
+        file.write(to_bytes(own, metadata=info))
+        file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
 
@@ -232,7 +244,7 @@ def _save(
     model: nn.Module,
     ema: EMA | None,
     opt: torch.optim.Optimizer,
-    **run: int,
+    **run: int | str,
 ) -> None:
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     if ema is not None:
@@ -249,14 +261,14 @@ def _resume(
     ema: EMA | None,
     opt: torch.optim.Optimizer,
     params: list[nn.Parameter],
-    **want: int,
+    **want: int | str,
 ) -> int:
     tensors, info = read_tensors(path)
     if info.get("format") != FORMAT:
         raise ValueError(f"save={str(path)!r} was not written by train: choose another file name")
     run = json.loads(info["run"])
     for name, value in want.items():
-        if run[name] != value:
+        if run.get(name, value) != value:
             raise ValueError(
                 f"{name}={value}, but save={str(path)!r} holds a run with {name}={run[name]}: "
                 "use the same arguments to resume, or another file for another run"

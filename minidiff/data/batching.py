@@ -24,7 +24,8 @@ def batches(data: Any, size: int, seed: int = 0, *, workers: int = 0) -> Callabl
         workers: Threads that fetch the items of a dataset; tensors are sliced directly.
 
     Raises:
-        ValueError: if ``size`` is not between 1 and the number of examples, or lengths differ.
+        ValueError: if ``size`` is not between 1 and the number of examples, lengths differ, or
+            ``seed`` or ``workers`` is negative.
     """
     parts: Sequence[Tensor] = ()
     if isinstance(data, Tensor):
@@ -38,6 +39,9 @@ def batches(data: Any, size: int, seed: int = 0, *, workers: int = 0) -> Callabl
         raise ValueError(
             f"size={size!r}: give a whole number from 1 to {n}, the examples there are"
         )
+    if not isinstance(workers, int) or workers < 0:
+        raise ValueError(f"workers={workers!r}: give a number of threads, or 0")
+    seeded(seed)  # refuses a bad seed now
     per_epoch = n // size
     pool = ThreadPoolExecutor(workers) if workers and not parts else None
     order: dict[int, Tensor] = {}

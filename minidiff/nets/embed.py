@@ -24,6 +24,9 @@ def sinusoidal(t: Tensor, dim: int, *, longest: float = 10_000.0) -> Tensor:
     Returns:
         Shape ``(*t.shape, dim)``, all sines first.
 
+    Raises:
+        ValueError: if dim is odd or less than 4.
+
     Source: Vaswani et al. (2017), section 3.5; spacing of the released code of Ho et al. (2020).
     """
     if dim < 4 or dim % 2:
@@ -60,9 +63,19 @@ class LabelEmbedding(nn.Module):
     def forward(self, cond: Tensor | None, n: int) -> Tensor:
         if cond is None:
             cond = torch.full((n,), self.null, device=self.table.weight.device)
-        if cond.shape != (n,) or cond.is_floating_point():
+        outside = cond.device.type == "cpu" and bool(((cond < 0) | (cond > self.null)).any())
+        if cond.shape != (n,) or cond.is_floating_point() or outside:
             raise ValueError(
-                f"cond has shape {tuple(cond.shape)} and dtype {cond.dtype}: "
-                f"give {n} whole numbers from 0 to {self.null}"
+                f"cond has shape {tuple(cond.shape)}, dtype {cond.dtype} and values from "
+                f"{cond.min().item()} to {cond.max().item()}: give {n} whole numbers from 0 to "
+                f"{self.null} (which stands for no class)"
             )
         return self.table(cond)
+
+
+def refuse_unused(label: LabelEmbedding | None, cond: Tensor | None) -> None:
+    """Raise if a net without classes is given a condition, which it would silently ignore."""
+    if label is None and cond is not None:
+        raise ValueError(
+            "cond is given, but this net has no classes: build it with classes=N, or pass None"
+        )

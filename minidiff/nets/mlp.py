@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .embed import LabelEmbedding, TimeEmbedding
+from .embed import LabelEmbedding, TimeEmbedding, refuse_unused
 
 
 class MLP(nn.Module):
@@ -50,8 +50,25 @@ class MLP(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        """Return a prediction of the shape of ``x``; t has shape ``(B,)`` or ``(B, ..., 1)``."""
+        """Return a prediction of the shape of ``x``; t has shape ``(B,)`` or ``(B, ..., 1)``.
+
+        Raises:
+            ValueError: if x or t has another shape, or an unconditional net is given a condition.
+        """
+        if x.ndim < 2 or x.shape[-1] != self.first.in_features:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}: give (B, ..., {self.first.in_features})"
+            )
+        each = t.ndim == x.ndim and all(
+            a in (1, b) for a, b in zip(t.shape, (*x.shape[:-1], 1), strict=True)
+        )
+        if t.shape != x.shape[:1] and not each:
+            raise ValueError(
+                f"t has shape {tuple(t.shape)} for x of shape {tuple(x.shape)}: give (B,), or the "
+                "rank of x with a last axis of 1"
+            )
         now = self.time(t if t.ndim == 1 else t.squeeze(-1))
+        refuse_unused(self.label, cond)
         if self.label is not None:
             label = self.label(cond, len(x))
             now = now + label.reshape(len(x), *(1,) * (now.ndim - 2), -1)

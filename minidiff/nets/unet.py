@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import SelfAttention
-from .embed import LabelEmbedding, TimeEmbedding
+from .embed import LabelEmbedding, TimeEmbedding, refuse_unused
 
 GROUP = 16  # channels a group of GroupNorm, at most
 
@@ -84,7 +84,7 @@ class UNet(nn.Module):
         if not mults:
             raise ValueError("mults is empty: give a multiple of width for each level")
         emb = 4 * width
-        self.patch, self.depth = patch, len(mults)
+        self.channels, self.patch, self.depth = channels, patch, len(mults)
         self.time = TimeEmbedding(emb)
         self.label = None if classes is None else LabelEmbedding(classes, emb)
         self.first = nn.Conv2d(channels * patch**2, width, 3, padding=1)
@@ -126,15 +126,19 @@ class UNet(nn.Module):
         """Map ``(B, channels, H, W)`` to the same shape; t has shape ``(B,)``.
 
         Raises:
-            ValueError: if H or W is no multiple of ``patch`` times 2 to the number of halvings.
+            ValueError: if H or W is no multiple of ``patch`` times 2 to the number of halvings, x
+                or t has another shape, or an unconditional net is given a condition.
         """
         unit = self.patch * 2 ** (self.depth - 1)
-        if x.ndim != 4 or x.shape[2] % unit or x.shape[3] % unit:
+        if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % unit or x.shape[3] % unit:
             raise ValueError(
-                f"x has shape {tuple(x.shape)}: height and width must be multiples of {unit} "
-                "(pad the images, or use fewer mults)"
+                f"x has shape {tuple(x.shape)}: give (B, C, H, W) with {self.channels} channel(s), "
+                f"height and width multiples of {unit} (pad the images, or use fewer mults)"
             )
+        if t.shape != x.shape[:1]:
+            raise ValueError(f"t has shape {tuple(t.shape)}: give one time an image, ({len(x)},)")
         emb = self.time(t)
+        refuse_unused(self.label, cond)
         if self.label is not None:
             emb = emb + self.label(cond, len(x))
         h = F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last)
