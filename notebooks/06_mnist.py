@@ -87,7 +87,7 @@ ax = md.plots.images(plt.figure(figsize=(6, 2.5)).gca(), held_out[:40])
 #
 # A table of a thousand betas ({eq}`eq:betas-linear`), and from it the share of signal and noise at each step ({eq}`eq:jump`). Before looking: guess at which of the ten panels you can no longer tell the digit.
 
-# %% mystnb={"image": {"alt": "One handwritten digit at ten equally spaced times, from clean to pure noise, with the share of signal below each."}, "figure": {"name": "fig-drowning", "caption": "A digit at ten equally spaced times and its share of signal variance. With a tenth of the variance left the digit can still be made out; from one per cent on it is gone, yet four of ten panels are still to come."}}
+# %% mystnb={"image": {"alt": "One handwritten digit at ten equally spaced times, from clean to pure noise, with the share of signal below each."}, "figure": {"name": "fig-drowning", "caption": "A digit at ten equally spaced times and its share of signal variance. With a third of the variance left the digit can still be made out, with a seventh hardly; from four per cent on the eye sees noise only, and that is half of the panels."}}
 schedule = md.BetaTable(md.linear_betas(1000))
 digit = held_out[3:4].expand(10, -1, -1, -1)
 noise = md.tensors.randn_like(digit[:1], md.tensors.seeded(1))
@@ -211,7 +211,7 @@ print("check passed: training goes on where the checkpoint left off")
 #
 # From random numbers to digits, {number}`06_mnist:chain|.0f` steps of {eq}`eq:ancestral`, with the guess clipped to $[-1,1]$ at each step. Watch when the shape is decided.
 
-# %% mystnb={"image": {"alt": "Four rows of ten frames: each row starts as noise; a shape appears around the middle and sharpens into a digit at the right."}, "figure": {"name": "fig-film", "caption": "Four digits being made. For the first half of the chain nothing can be seen; then the shape is decided within a few frames, and the rest is cleaning."}}
+# %% mystnb={"image": {"alt": "Four rows of ten frames: each row starts as noise; a shape appears around the middle and sharpens into a digit at the right."}, "figure": {"name": "fig-film", "caption": "Four digits being made. For more than half of the chain nothing can be seen; then the shape is decided within a few frames, and the rest is cleaning."}}
 chain_times = md.grids.strided(1000, chain)
 begin = md.prior(schedule, (4, 1, 28, 28), rng=md.tensors.seeded(2), device=device)
 clipped = md.clip(model, -1, 1)
@@ -300,7 +300,7 @@ assert not as_printed or distances["samples"] < distances["blurred"]
 print("check passed: samples, floor and blur lie in their bands")
 
 # %% [markdown]
-# The classifier is right on {number}`06_mnist:accuracy|.1%` of the held-out digits. In its features {number}`06_mnist:count|.0f` samples have an FD of {number}`06_mnist:fd|.1f`, as many training digits {number}`06_mnist:fd_floor|.1f`, and blurred digits {number}`06_mnist:fd_blur|.1f`. The classifier is sure of itself (above 0.9) on {number}`06_mnist:confident|.0%` of the samples and on {number}`06_mnist:confident_held_out|.0%` of the held-out digits. So the samples are closer to digits than blurred digits are, and they are not yet digits: the distance to the floor is what half an hour of training on one core leaves. A later chapter does better.
+# The classifier is right on {number}`06_mnist:accuracy|.1%` of the held-out digits. In its features {number}`06_mnist:count|.0f` samples have an FD of {number}`06_mnist:fd|.1f`, as many training digits {number}`06_mnist:fd_floor|.1f`, and blurred digits {number}`06_mnist:fd_blur|.1f`. The classifier is sure of itself (above 0.9) on {number}`06_mnist:confident|.0%` of the samples and on {number}`06_mnist:confident_held_out|.0%` of the held-out digits. So the samples are closer to digits than blurred digits are, and they are not yet digits: the distance to the floor is what an hour of training on one core leaves. A later chapter does better.
 #
 # Are they copies? Each sample is set beside its nearest training digit.
 

@@ -60,7 +60,8 @@ def main() -> None:
     torch.set_num_threads(1)
     md.plots.use_style()
     fig = plt.figure(figsize=(9.6, 4.6), layout="constrained")
-    top, bottom = fig.subfigures(2, 1, height_ratios=[1.15, 3])
+    grid = fig.add_gridspec(2, 1, height_ratios=[1.15, 3])
+    top, bottom = fig.add_subfigure(grid[0]), fig.add_subfigure(grid[1])
     for ax, points, t in zip(top.subplots(1, 8), spiral(), SHOWN, strict=True):
         md.plots.scatter(ax, points, color=md.plots.PREDICTION, size=0.8, reach=2.8)
         ax.set_axis_off()
