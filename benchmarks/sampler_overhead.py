@@ -5,12 +5,13 @@
 
 The network does nothing (it returns its input), so what is left is the sampler: its own
 arithmetic on a batch of shape (16, 1, 28, 28), and everything around it. Both sides start a chain
-from the same noise on the same table of 1000 betas, visit the same steps and, for DDIM, end at the
-same sample, which is checked before anything is timed. A chain is timed whole, with the setting up
-of its grid, and divided by its number of steps. The two sides take turns in random order, one
-untimed chain and one timed; one thread, garbage collector off. The clock counts the thread's own
-CPU time, so that other programs disturb little. The numbers are medians, and only their ratio means
-anything on another machine.
+from the same noise on the same table of 1000 betas and visit the same steps; where both follow the
+same rule without noise they must end at the same sample, which is checked before anything is timed.
+A chain is timed whole, with the setting up of its grid, and divided by its calls of the network.
+The two sides take turns in random order, one untimed chain and one timed; one thread, garbage
+collector off. The clock counts the thread's own CPU time, so that other programs disturb little.
+The numbers are medians, and only their ratio means anything on another machine. A sampler without a
+peer in diffusers has a row without a ratio.
 """
 
 from __future__ import annotations
@@ -22,29 +23,36 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffusers
 import torch
+from diffusers.schedulers.scheduling_consistency_models import CMStochasticIterativeScheduler
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from torch import Tensor, nn
 
 import minidiff as md
 
 SHAPE = (16, 1, 28, 28)
 TRAIN_STEPS = 1000
+CHAIN_DEFAULTS = {"num_train_timesteps": TRAIN_STEPS, "beta_schedule": "linear"}
 Chain = Callable[[], Tensor]
 
 
 class Row(NamedTuple):
     sampler: str
     steps: int
-    ours_us: float  # microseconds a step
-    theirs_us: float
-    ratio: float  # median over the repeats of ours / theirs
-    quartiles: tuple[float, float]  # of the ratio
+    calls: int  # of the network, a chain
+    ours_us: float  # microseconds a call
+    noise_us: float  # of them, drawing noise
+    theirs_us: float | None
+    ratio: float | None  # median over the repeats of ours / theirs
+    quartiles: tuple[float, float] | None  # of the ratio
 
 
 class Nothing(nn.Module):
@@ -54,103 +62,146 @@ class Nothing(nn.Module):
         return x
 
 
-def ddim_chains(steps: int) -> tuple[Chain, Chain]:
-    """Return DDIM with eta 0 as (ours, theirs)."""
-    model, x, net = _model(), _start(), Nothing()
-    theirs: Any = DDIMScheduler(
-        num_train_timesteps=TRAIN_STEPS,
-        beta_schedule="linear",
-        clip_sample=False,
-        timestep_spacing="trailing",
-    )
+class Sampler(NamedTuple):
+    """How to run one on both sides, and what it costs by design."""
 
-    def our_chain() -> Tensor:
-        return md.last(md.ddim(model, model.schedule, x, md.grids.strided(TRAIN_STEPS, steps)))
-
-    @torch.no_grad()
-    def their_chain() -> Tensor:
-        theirs.set_timesteps(steps)
-        sample = x
-        for t in theirs.timesteps:
-            sample = theirs.step(net(sample, t), t, sample).prev_sample
-        return sample
-
-    return our_chain, their_chain
+    ours: Callable[..., Any]  # (denoise, schedule, x, times, rng) -> states
+    peer: Callable[[], Any] | None  # a scheduler of diffusers
+    calls: Callable[[int], int] = lambda n: n  # of the network in n steps
+    draws: Callable[[int], int] = lambda n: 0  # of noise in n steps
+    equal: bool = False  # both sides end at the same sample
 
 
-def ancestral_chains(steps: int) -> tuple[Chain, Chain]:
-    """Return ancestral sampling with the posterior variance as (ours, theirs)."""
-    model, x, net = _model(), _start(), Nothing()
+def _without_noise(sampler: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda denoise, schedule, x, times, rng: sampler(denoise, schedule, x, times)
+
+
+def _with_noise(sampler: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda denoise, schedule, x, times, rng: sampler(denoise, schedule, x, times, rng=rng)
+
+
+def _peer(kind: Callable[..., Any], **options: Any) -> Callable[[], Any]:
+    return partial(kind, **CHAIN_DEFAULTS, timestep_spacing="trailing", **options)
+
+
+SAMPLERS = {
+    "ddim": Sampler(_without_noise(md.ddim), _peer(DDIMScheduler, clip_sample=False), equal=True),
+    "ancestral": Sampler(
+        _with_noise(md.ancestral),
+        _peer(DDPMScheduler, clip_sample=False, variance_type="fixed_small"),
+        draws=lambda n: n - 1,
+    ),
+    "dpmpp_2m": Sampler(
+        _without_noise(md.dpmpp_2m),
+        _peer(DPMSolverMultistepScheduler, final_sigmas_type="zero"),
+    ),
+    "euler": Sampler(_without_noise(md.euler), None),
+    "heun": Sampler(_without_noise(md.heun), None, calls=lambda n: 2 * n - 1),
+    "edm_heun": Sampler(
+        _without_noise(md.edm_heun), _peer(HeunDiscreteScheduler), calls=lambda n: 2 * n - 1
+    ),
+    "consistency": Sampler(
+        _with_noise(md.consistency),
+        partial(CMStochasticIterativeScheduler, num_train_timesteps=TRAIN_STEPS),
+        draws=lambda n: n - 1,
+    ),
+    "reverse_sde": Sampler(_with_noise(md.reverse_sde), None, draws=lambda n: n - 1),
+    "predictor_corrector": Sampler(
+        _with_noise(md.predictor_corrector),
+        None,
+        calls=lambda n: 2 * n,
+        draws=lambda n: 2 * n - 1,
+    ),
+    "langevin": Sampler(
+        _with_noise(partial(md.langevin, steps=3)),
+        None,
+        calls=lambda n: 3 * n + 1,
+        draws=lambda n: 3 * n,
+    ),
+}
+
+
+def chains(name: str, steps: int) -> tuple[Chain, Chain | None]:
+    """Return one chain on each side; the other side is None where it has no such sampler."""
+    sampler, x, net = SAMPLERS[name], _start(), Nothing()
+    model = md.Denoiser(net, md.BetaTable(md.linear_betas(TRAIN_STEPS)), "eps")
     rng, their_rng = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
-    theirs: Any = DDPMScheduler(
-        num_train_timesteps=TRAIN_STEPS,
-        beta_schedule="linear",
-        variance_type="fixed_small",
-        clip_sample=False,
-        timestep_spacing="trailing",
-    )
 
     def our_chain() -> Tensor:
         times = md.grids.strided(TRAIN_STEPS, steps)
-        return md.last(md.ancestral(model, model.schedule, x, times, rng=rng))
+        return md.last(sampler.ours(model, model.schedule, x, times, rng))
+
+    if sampler.peer is None:
+        return our_chain, None
+    theirs = sampler.peer()
+    noisy = {"generator": their_rng} if sampler.draws(steps) else {}
 
     @torch.no_grad()
     def their_chain() -> Tensor:
         theirs.set_timesteps(steps)
-        sample = x
+        sample = x * float(theirs.init_noise_sigma)
         for t in theirs.timesteps:
-            sample = theirs.step(net(sample, t), t, sample, generator=their_rng).prev_sample
+            given = theirs.scale_model_input(sample, t)
+            sample = theirs.step(net(given, t), t, sample, **noisy).prev_sample
         return sample
 
     return our_chain, their_chain
-
-
-def _model() -> md.Denoiser:
-    return md.Denoiser(Nothing(), md.BetaTable(md.linear_betas(TRAIN_STEPS)), "eps")
 
 
 def _start() -> Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
 
 
-SAMPLERS = {"ddim": ddim_chains, "ancestral": ancestral_chains}
+def _seconds(chain: Callable[[], object]) -> float:
+    start = time.thread_time()
+    chain()
+    return time.thread_time() - start
 
 
-def measure(sampler: str, steps: int, *, repeats: int = 21) -> Row:
+def measure(name: str, steps: int, *, repeats: int = 21) -> Row:
     """Time both sides in turns and return their medians.
 
     Args:
-        sampler: A key of ``SAMPLERS``.
+        name: A key of ``SAMPLERS``.
         steps: Steps of a chain.
         repeats: Timed chains on each side, after one that warms up.
     """
-    chains = SAMPLERS[sampler](steps)
-    ours, theirs = (chain() for chain in chains)  # warm: caches filled, code paths taken
+    sampler, sides = SAMPLERS[name], [c for c in chains(name, steps) if c is not None]
+    ends = [chain() for chain in sides]  # warm: caches filled, code paths taken
     # same input, same steps, same network: for ddim the same answer, or the race is not one
-    if sampler == "ddim" and not torch.allclose(ours, theirs, rtol=1e-3):
-        raise ValueError(f"ddim in {steps} steps: the two sides disagree")
+    if sampler.equal and not torch.allclose(ends[0], ends[1], rtol=1e-3):
+        raise ValueError(f"{name} in {steps} steps: the two sides disagree")
+    calls, rng = sampler.calls(steps), torch.Generator().manual_seed(0)
     order = random.Random(0)
-    seconds: tuple[list[float], list[float]] = ([], [])
+    seconds: list[list[float]] = [[] for _ in sides]
+    drawing: list[float] = []
     threads, collecting = torch.get_num_threads(), gc.isenabled()
     torch.set_num_threads(1)
     gc.collect()
     gc.disable()
     try:
         for _ in range(repeats):
-            for side in order.sample((0, 1), 2):
-                chains[side]()  # the other side has just had the caches
-                start = time.thread_time()
-                chains[side]()
-                seconds[side].append((time.thread_time() - start) / steps)
+            for side in order.sample(range(len(sides)), len(sides)):
+                sides[side]()  # the other side has just had the caches
+                seconds[side].append(_seconds(sides[side]) / calls)
+            draw = partial(_draw, sampler.draws(steps), rng)
+            drawing.append(_seconds(draw) / calls)
     finally:
         torch.set_num_threads(threads)
         if collecting:
             gc.enable()
+    us = [1e6 * statistics.median(s) for s in (*seconds, drawing)]
+    if len(sides) == 1:
+        return Row(name, steps, calls, us[0], us[-1], None, None, None)
     # a pair is timed within a fraction of a second: a machine that slows down slows both
     ratios = [a / b for a, b in zip(*seconds, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    us = [1e6 * statistics.median(s) for s in seconds]
-    return Row(sampler, steps, us[0], us[1], middle, (low, high))
+    return Row(name, steps, calls, us[0], us[-1], us[1], middle, (low, high))
+
+
+def _draw(times: int, rng: torch.Generator) -> None:
+    for _ in range(times):
+        torch.randn(SHAPE, generator=rng)
 
 
 def main() -> None:
@@ -160,15 +211,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     args = parser.parse_args()
     rows = [measure(s, n, repeats=args.repeats) for s in SAMPLERS for n in (50, 200)]
-    print(f"batch {SHAPE}, one thread, medians of {args.repeats} chains, microseconds a step")
+    print(f"batch {SHAPE}, one thread, medians of {args.repeats} chains, microseconds a call")
     print(f"torch {torch.__version__}, diffusers {diffusers.__version__}\n")
-    print("| sampler | steps | minidiff | diffusers | ratio | quartiles of the ratio |")
-    print("|---|---:|---:|---:|---:|---:|")
+    print("| sampler | steps | calls | minidiff | of it noise | diffusers | ratio | quartiles |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for r in rows:
-        print(
-            f"| {r.sampler} | {r.steps} | {r.ours_us:.0f} | {r.theirs_us:.0f} "
-            f"| {r.ratio:.2f} | {r.quartiles[0]:.2f} to {r.quartiles[1]:.2f} |"
-        )
+        peer = "| | | |"
+        if r.ratio is not None and r.quartiles is not None:
+            low, high = r.quartiles
+            peer = f"| {r.theirs_us:.0f} | {r.ratio:.2f} | {low:.2f} to {high:.2f} |"
+        print(f"| {r.sampler} | {r.steps} | {r.calls} | {r.ours_us:.0f} | {r.noise_us:.0f} {peer}")
     record = {
         "batch": SHAPE,
         "threads": 1,

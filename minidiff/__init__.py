@@ -23,23 +23,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import (
+    bounds,
+    conditions,
     denoiser,
     exact,
     grids,
     guidance,
+    likelihood,
     losses,
     predictions,
     process,
     samplers,
     schedules,
+    solvers,
+    stochastic,
+    tables,
     tensors,
     training,
     variance,
 )
+from .conditions import inpaint, replace
 from .denoiser import Branch, Denoise, Denoiser, Output, count_calls
 from .exact import Empirical, Gaussian, GaussianMixture
 from .grids import ddpm_steps
-from .guidance import cfg, clip, inpaint
+from .guidance import cfg, classifier, clip, energy
 from .losses import denoising_error, denoising_loss, uniform_times
 from .predictions import (
     PREDICTIONS,
@@ -59,7 +66,16 @@ from .process import (
     prior_kl,
     step_forward,
 )
-from .samplers import State, ancestral, ddim, encode, last, prior, trajectory
+from .samplers import (
+    State,
+    ancestral,
+    consistency,
+    ddim,
+    encode,
+    last,
+    prior,
+    trajectory,
+)
 from .schedules import (
     VE,
     VP,
@@ -72,8 +88,12 @@ from .schedules import (
     linear_betas,
     quadratic_betas,
     scaled_linear_betas,
+    sigmoid_betas,
     sqrt_betas,
+    zero_terminal_snr,
 )
+from .solvers import dpmpp_2m, edm_heun, euler, heun
+from .stochastic import langevin, predictor_corrector, reverse_sde
 from .training import EMA, Step, train
 from .variance import forward_variance, posterior_variance
 
@@ -107,9 +127,13 @@ __all__ = [
     "Step",
     "Transition",
     "ancestral",
+    "bounds",
     "cfg",
     "checkpoints",
+    "classifier",
     "clip",
+    "conditions",
+    "consistency",
     "cosine_betas",
     "count_calls",
     "data",
@@ -119,16 +143,23 @@ __all__ = [
     "denoising_error",
     "denoising_loss",
     "diffuse",
+    "dpmpp_2m",
     "drift_diffusion",
+    "edm_heun",
     "encode",
+    "energy",
     "eps_from_x0",
+    "euler",
     "exact",
     "forward_variance",
     "from_x0",
     "grids",
     "guidance",
+    "heun",
     "inpaint",
+    "langevin",
     "last",
+    "likelihood",
     "linear_betas",
     "losses",
     "metrics",
@@ -137,16 +168,23 @@ __all__ = [
     "posterior",
     "posterior_variance",
     "predictions",
+    "predictor_corrector",
     "prior",
     "prior_kl",
     "process",
     "quadratic_betas",
+    "replace",
+    "reverse_sde",
     "samplers",
     "scaled_linear_betas",
     "schedules",
     "score_from_x0",
+    "sigmoid_betas",
+    "solvers",
     "sqrt_betas",
     "step_forward",
+    "stochastic",
+    "tables",
     "tensors",
     "to_x0",
     "train",
@@ -155,6 +193,7 @@ __all__ = [
     "uniform_times",
     "variance",
     "velocity_from_x0",
+    "zero_terminal_snr",
 ]
 
 

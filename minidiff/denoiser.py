@@ -84,12 +84,16 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
         """Return the expected clean data, the shape of ``x``."""
-        row = self._row(x, t)
-        return row.join(x, self._net(x, t, cond, row).y)
+        return self._ask(x, t, cond)[0]
 
     def given(self, cond: Condition) -> Branch:
         """Return the denoiser for one condition; ``given(None)`` is the unconditional one."""
         return Branch(self, cond)
+
+    def _ask(self, x: Tensor, t: Tensor | float, cond: Condition) -> tuple[Tensor, Output]:
+        row = self._row(x, t)
+        out = self._net(x, t, cond, row)
+        return row.join(x, out.y), out
 
     def _row(self, x: Tensor, t: Tensor | float) -> _Row:
         if isinstance(t, Tensor) and t.ndim:
@@ -136,9 +140,7 @@ class Branch:
         self.seen: Seen | None = None
 
     def __call__(self, x: Tensor, t: Tensor | float, /) -> Tensor:
-        row = self.model._row(x, t)
-        out = self.model._net(x, t, self.cond, row)
-        x0 = row.join(x, out.y)
+        x0, out = self.model._ask(x, t, self.cond)
         self.seen = Seen(x, self.model.schedule(t), x0, out.y, out.second)
         return x0
 

@@ -67,6 +67,27 @@ def strided(T: int, n: int) -> Tensor:
     return torch.linspace(T, 0, n + 1, dtype=torch.float64).round() / T
 
 
+def linspaced(T: int, n: int) -> Tensor:
+    r"""``n`` of the ``T`` steps of a table with step T and step 1 among them, then 0.
+
+    .. math:: i_k = \mathrm{round}\Bigl(1 + k\,\frac{T-1}{n-1}\Bigr), \quad k = n-1, .., 0
+
+    The last move leaves from step 1, where the noise is least ("linspace" in diffusers). The
+    bounds of Bao et al. are on this grid.
+
+    Raises:
+        ValueError: if ``n`` is less than 2 or exceeds ``T``.
+
+    Source: Bao, Li, Zhu and Zhang (2022), Analytic-DPM, section 6 (even trajectory).
+    """
+    _refuse_steps(T)
+    _refuse_steps(n)
+    if not 2 <= n <= T:
+        raise ValueError(f"n={n} with T={T}: give from 2 to T steps, both ends are among them")
+    steps = torch.linspace(T, 1, n, dtype=torch.float64).round()
+    return torch.cat([steps, steps.new_zeros(1)]) / T
+
+
 def log_snr(
     schedule: Schedule, n: int, *, low: float = -10.0, high: float = 9.0, land: bool = True
 ) -> Tensor:

@@ -1,12 +1,37 @@
-"""Guidance and conditions as wrappers: functions from denoisers to a denoiser."""
+"""Guidance as wrappers: functions from denoisers to a denoiser.
+
+Those that hold known entries stand in ``conditions`` and can be had from here too.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from .conditions import drop, inpaint, replace, rounded
 from .denoiser import Denoise
-from .tensors import check_mask
+from .predictions import FAINT
+from .schedules import Level, Schedule
+from .tensors import bcast
+
+__all__ = [
+    "cfg",
+    "classifier",
+    "clip",
+    "drop",
+    "dynamic_threshold",
+    "energy",
+    "inpaint",
+    "interval",
+    "replace",
+    "rounded",
+]
+
+LogProb = Callable[[Tensor, Tensor], Tensor]
+Energy = Callable[[Tensor], Tensor]
 
 
 def clip(denoise: Denoise, low: float, high: float) -> Denoise:
@@ -38,11 +63,11 @@ def cfg(cond: Denoise, uncond: Denoise, scale: float) -> Denoise:
             ``scale - 1``; at 0 and 1 only one of the two is evaluated.
 
     Raises:
-        ValueError: if scale is negative.
+        ValueError: if scale is negative or not finite.
 
     Source: Ho and Salimans (2022), equation 6.
     """
-    if not scale >= 0:
+    if not 0 <= scale < math.inf:
         raise ValueError(f"scale={scale}: give 0 (unconditional), 1 (conditional) or more")
 
     def guided(x: Tensor, t: Tensor, /) -> Tensor:
@@ -56,31 +81,178 @@ def cfg(cond: Denoise, uncond: Denoise, scale: float) -> Denoise:
     return guided
 
 
-def inpaint(denoise: Denoise, values: Tensor, known: Tensor) -> Denoise:
-    r"""Hold known entries at their values, before and after the denoiser (:eq:`eq:inpaint`).
+def interval(
+    guided: Denoise, plain: Denoise, schedule: Schedule, *, low: float, high: float
+) -> Denoise:
+    r"""Guide only at middle noise levels (:eq:`eq:interval`).
 
-    .. math:: \hat x_0 = m\odot v + (1-m)\odot D\bigl(m\odot v+(1-m)\odot x,\;t\bigr)
+    .. math:: \hat x_0 = \begin{cases} \hat x_0^{\mathrm{guided}} & \mathrm{low} <
+        \mathrm{noise}/\mathrm{signal} \le \mathrm{high} \\ \hat x_0^{\mathrm{plain}} &
+        \text{otherwise}\end{cases}
 
-    Known entries come back bit-exact under every sampler, because its last step returns the
-    prediction. The denoiser must have been trained to see clean values there (``known`` in
-    ``denoising_loss``), or the result is not a sample of the conditional distribution.
+    At high noise guidance makes samples alike, at low noise it changes nothing but the cost.
+
+    Args:
+        guided: The denoiser inside the interval, such as ``cfg(cond, uncond, 3.0)``.
+        plain: The denoiser outside, such as ``cond``.
+        schedule: The path.
+        low: Noise-to-signal ratio below which, and at which, guidance is off.
+        high: Ratio above which it is off.
+
+    Raises:
+        ValueError: if not 0 <= low < high.
+
+    Source: Kynkaanniemi et al. (2024), equation 3.
+    """
+    if not 0 <= low < high:
+        raise ValueError(f"low={low}, high={high}: need 0 <= low < high, in units of noise/signal")
+
+    def limited(x: Tensor, t: Tensor, /) -> Tensor:
+        at = schedule(t)
+        ratio = at.noise / at.signal
+        inside = (ratio > low) & (ratio <= high)
+        if bool(inside.all()):
+            return guided(x, t)
+        if not bool(inside.any()):
+            return plain(x, t)
+        return torch.where(bcast(inside, x).to(x.device), guided(x, t), plain(x, t))
+
+    return limited
+
+
+def classifier(denoise: Denoise, schedule: Schedule, log_prob: LogProb, scale: float) -> Denoise:
+    r"""Classifier guidance: add the classifier's gradient to the score (:eq:`eq:classifier`).
+
+    .. math:: \hat x_0 = D(x,t) + \mathrm{scale}\;\frac{\mathrm{noise}^2}{\mathrm{signal}}\;
+        \nabla_x\log p(c\mid x_t=x)
+
+    With the exact classifier and scale 1 this is the exact conditional denoiser.
+
+    Args:
+        denoise: ``(x, t) -> x0``, unconditional or not.
+        schedule: The path.
+        log_prob: ``(x, t) -> (B,)``, log-probability of the wanted class given *noisy* x,
+            differentiable in x. One that was trained on clean data only misleads.
+        scale: 0 is off, 1 is Bayes' rule, more is sharper.
+
+    Raises:
+        ValueError: if scale is not finite; when called, if log_prob does not return one value an
+            example or has no gradient, or signal < 1e-6.
+
+    Source: Dhariwal and Nichol (2021), equation 14 and algorithm 2.
+    """
+    _check_scale(scale)
+
+    def guided(x: Tensor, t: Tensor, /) -> Tensor:
+        noisy = _tracked(x)
+        with torch.enable_grad():
+            gradient = _gradient("log_prob", log_prob(noisy, t), noisy, keep=noisy is x)
+        return denoise(x, t) + scale * _pull(schedule, t, x) * gradient
+
+    return guided
+
+
+def energy(denoise: Denoise, schedule: Schedule, energy: Energy, scale: float) -> Denoise:
+    r"""Guide by any function of the prediction; lower is better (:eq:`eq:energy`).
+
+    .. math:: \hat x_0 = D(x,t) - \mathrm{scale}\;\frac{\mathrm{noise}^2}{\mathrm{signal}}\;
+        \nabla_x E\bigl(D(x,t)\bigr)
+
+    The gradient runs through the denoiser, so E needs to know clean data only. It takes
+    :math:`E(D(x,t))` for :math:`-\log\mathrm E[e^{-E(x_0)}\mid x_t]`, which it is not: where the
+    posterior is wide it moves too far (:eq:`eq:energy-bias`), and samples crowd round the target
+    (:eq:`eq:energy-samples`).
+
+    Args:
+        denoise: ``(x, t) -> x0``, differentiable in x.
+        schedule: The path.
+        energy: ``x0 -> (B,)``, differentiable.
+        scale: Weight of the energy; 0 is off.
+
+    Raises:
+        ValueError: if scale is not finite; when called, if energy does not return one value an
+            example or has no gradient, or signal < 1e-6.
+
+    Source: Chung et al. (2023), equation 16; Bansal et al. (2023), equation 6.
+    """
+    _check_scale(scale)
+
+    def guided(x: Tensor, t: Tensor, /) -> Tensor:
+        noisy = _tracked(x)
+        with torch.enable_grad():
+            x0 = denoise(noisy, t)
+            gradient = _gradient("energy", energy(x0), noisy, keep=noisy is x)
+        return (x0 if noisy is x else x0.detach()) - scale * _pull(schedule, t, x) * gradient
+
+    return guided
+
+
+def _check_scale(scale: float) -> None:
+    if not math.isfinite(scale):
+        raise ValueError(f"scale={scale}: give a finite number, 0 is off")
+
+
+def _tracked(x: Tensor) -> Tensor:
+    """Return x itself where the caller differentiates through it, else a leaf of its own."""
+    return x if torch.is_grad_enabled() and x.requires_grad else x.detach().requires_grad_()
+
+
+def _gradient(name: str, value: Tensor, x: Tensor, *, keep: bool) -> Tensor:
+    """Gradient of ``value`` in x; ``keep`` makes it differentiable, as a likelihood needs it."""
+    if value.shape != x.shape[:1]:
+        raise ValueError(
+            f"{name} returned shape {tuple(value.shape)} for {len(x)} examples: return one value "
+            "an example"
+        )
+    if not value.requires_grad:
+        raise ValueError(
+            f"{name} returned a value without a gradient in x: leave no_grad, inference_mode and "
+            "detach out of it and of what it calls"
+        )
+    return torch.autograd.grad(value.sum(), x, create_graph=keep)[0]
+
+
+def _pull(schedule: Schedule, t: Tensor, x: Tensor) -> Tensor:
+    """noise^2 / signal, which turns a change of the score into one of x0."""
+    at: Level = schedule(t)
+    if bool((at.signal < FAINT).any()):
+        raise ValueError(
+            f"signal={float(at.signal.min()):.3g} is below {FAINT}: a gradient in x says nothing "
+            "about x0 there; start the grid below t = 1"
+        )
+    at = at.over(x)
+    return at.noise**2 / at.signal
+
+
+def dynamic_threshold(denoise: Denoise, *, quantile: float = 0.995, floor: float = 1.0) -> Denoise:
+    r"""Clip each prediction at its own quantile and shrink it back (:eq:`eq:threshold`).
+
+    .. math:: \hat x_0 = \frac{\min(\max(D,-s),\,s)}{s/\mathrm{floor}}, \qquad
+        s = \max\bigl(\mathrm{floor},\;\text{quantile of }|D|\bigr)
+
+    Keeps strongly guided images from saturating. For pixels in [-floor, floor].
 
     Args:
         denoise: ``(x, t) -> x0``.
-        values: The known values, shape ``(B, *event)``; ignored where not known (NaN is fine).
-        known: bool, True = observed; broadcastable to ``values``.
+        quantile: Share of an example's entries that shall stay inside.
+        floor: Half the range of the data.
 
     Raises:
-        ValueError: if known is not a bool mask for values, or a known value is not finite.
+        ValueError: if the quantile is not in (0, 1] or floor is not positive and finite.
 
-    Source: Tashiro et al. (2021), section 4.
+    Source: Saharia et al. (2022), Imagen, section 2.3.
     """
-    known = check_mask("known", known, values)
-    if not bool(torch.isfinite(values[known]).all()):
-        raise ValueError("values holds NaN or infinite entries where known: mark them unknown")
+    if not (0 < quantile <= 1 and 0 < floor < math.inf):
+        raise ValueError(
+            f"quantile={quantile}, floor={floor}: need 0 < quantile <= 1 and 0 < floor < infinity"
+        )
 
-    def held(x: Tensor, t: Tensor, /) -> Tensor:
-        mask, clean = known.to(x.device), values.to(x)
-        return torch.where(mask, clean, denoise(torch.where(mask, clean, x), t))
+    def limited(x: Tensor, t: Tensor, /) -> Tensor:
+        x0 = denoise(x, t)
+        sizes = x0.abs().reshape(len(x0), -1)
+        if sizes.dtype != torch.float64:
+            sizes = sizes.float()  # torch has no quantile of half precision
+        s = torch.quantile(sizes, quantile, dim=1).clamp(min=floor).to(x0)
+        return (x0 * (floor / bcast(s, x0))).clamp(-floor, floor)
 
-    return held
+    return limited

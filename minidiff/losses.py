@@ -1,4 +1,4 @@
-"""Denoising losses: draw a time and noise, predict, compare."""
+"""Denoising losses: draw a time and noise, predict, compare; and how much each time counts."""
 
 from __future__ import annotations
 
@@ -9,32 +9,118 @@ import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
+from .predictions import Prediction
 from .process import diffuse
-from .schedules import BetaTable, Level, Schedule
-from .tensors import check_data, check_mask, generator, masked_mean, randn_like
+from .schedules import Level, Schedule
+from .tensors import (
+    check_data,
+    check_mask,
+    check_same_shape,
+    generator,
+    masked_mean,
+    randn_like,
+)
+from .times import Importance as Importance
+from .times import Times as Times
+from .times import log_normal_times as log_normal_times
+from .times import low_discrepancy_times as low_discrepancy_times
+from .times import uniform_times as uniform_times
 
-Times = Callable[[Schedule, int, torch.Generator], Tensor]
 Weight = Callable[[Level], Tensor]
 
 
-def uniform_times(schedule: Schedule, n: int, rng: torch.Generator) -> Tensor:
-    r"""Draw ``n`` training times: uniform in (0, 1], or DDPM's steps 1..T on a table.
+# ---- weights: factors of |x0 - prediction|^2 ---------------------------------------------------
+
+
+def snr(at: Level) -> Tensor:
+    r"""Weigh by the signal-to-noise ratio: the loss of the noise (:eq:`eq:weight-snr`).
+
+    .. math:: w = \frac{\mathrm{signal}^2}{\mathrm{noise}^2}
+
+    Not finite at clean data, like :func:`p2`, :func:`edm` and :func:`elbo`: do not score those
+    entries.
+
+    Source: Ho, Jain and Abbeel (2020), equation 14, written for x0.
+    """
+    return (at.signal / at.noise) ** 2
+
+
+def min_snr(gamma: float = 5.0) -> Weight:
+    r"""Weigh by the signal-to-noise ratio up to a ceiling (:eq:`eq:weight-min-snr`).
+
+    .. math:: w = \min(\mathrm{SNR}, \gamma)
 
     Args:
-        schedule: A ``BetaTable`` gives ``i/T`` with i uniform on 1..T; any other path is
-            continuous.
-        n: Number of times.
-        rng: Source of randomness; the draw happens on its device.
+        gamma: The ceiling, above 0.
 
-    Returns:
-        float64, shape ``(n,)``.
+    Raises:
+        ValueError: if gamma is not above 0.
 
-    Source: Ho, Jain and Abbeel (2020), algorithm 1, line 3.
+    Source: Hang et al. (2023), section 3.4.
     """
-    if isinstance(schedule, BetaTable):
-        steps = torch.randint(1, schedule.T + 1, (n,), generator=rng, device=rng.device)
-        return steps.double() / schedule.T
-    return 1 - torch.rand(n, generator=rng, dtype=torch.float64, device=rng.device)
+    if not gamma > 0:
+        raise ValueError(f"gamma={gamma}: give a ceiling above 0, such as 5")
+    return lambda at: snr(at).clamp(max=gamma)
+
+
+def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
+    r"""Weigh down the steps with little noise (:eq:`eq:weight-p2`).
+
+    .. math:: w = \frac{\mathrm{SNR}}{(k+\mathrm{SNR})^\gamma}
+
+    As a factor of the squared error of the noise it is :math:`1/(k+\mathrm{SNR})^\gamma`: its
+    numerator is 1, because L_simple is where it starts from. The weights are not normalised, so a
+    larger gamma also means a smaller learning rate.
+
+    Args:
+        gamma: Strength; 0 is :func:`snr`.
+        k: Above 0; bounds the factor by ``1 / k**gamma``.
+
+    Raises:
+        ValueError: if gamma is below 0 or k is not above 0.
+
+    Source: Choi et al. (2022), perception prioritized weighting.
+    """
+    if not (gamma >= 0 and k > 0):
+        raise ValueError(f"gamma={gamma}, k={k}: need gamma >= 0 and k > 0")
+    return lambda at: snr(at) / (k + snr(at)) ** gamma
+
+
+def edm(sigma_data: float = 0.5) -> Weight:
+    r"""Weigh so that EDM's network has targets of variance 1 everywhere (:eq:`eq:weight-edm`).
+
+    .. math:: w = \frac{\sigma^2+\sigma_d^2}{(\sigma\,\sigma_d)^2} = \frac1{c_{\mathrm{out}}^2},
+        \qquad \sigma = \frac{\mathrm{noise}}{\mathrm{signal}}
+
+    Args:
+        sigma_data: Standard deviation of the data, above 0.
+
+    Raises:
+        ValueError: if sigma_data is not above 0.
+
+    Source: Karras et al. (2022), table 1.
+    """
+    if not sigma_data > 0:
+        raise ValueError(f"sigma_data={sigma_data}: give the standard deviation of the data")
+    return lambda at: snr(at) + 1 / sigma_data**2
+
+
+def elbo(at: Level) -> Tensor:
+    r"""Weigh as the variational bound does in continuous time (:eq:`eq:weight-elbo`).
+
+    .. math:: w = -\frac12\frac{\mathrm d\,\mathrm{SNR}}{\mathrm dt}
+        = \frac{\mathrm{signal}\,(\mathrm{signal}\;\mathrm{noise}'
+        - \mathrm{noise}\;\mathrm{signal}')}{\mathrm{noise}^3}
+
+    With it the expected sum of squared errors over uniform times is the bound's diffusion term in
+    nats. On a ``BetaTable`` the derivative is that of its interpolated path.
+
+    Source: Kingma et al. (2021), equation 17.
+    """
+    return at.signal * (at.signal * at.d_noise - at.noise * at.d_signal) / at.noise**3
+
+
+# ---- the loss of a denoiser --------------------------------------------------------------------
 
 
 def denoising_error(
@@ -72,17 +158,24 @@ def denoising_error(
 
     Source: Ho, Jain and Abbeel (2020), equation 14.
     """
-    check_data("x0", x0)
-    rng = generator(rng)
-    t = times(denoiser.schedule, len(x0), rng)
-    at = denoiser.schedule(t).over(x0)
-    eps = randn_like(x0, rng)
-    x_t = diffuse(at, x0, eps)
+    t, at, eps, x_t = _noisy(denoiser.schedule, x0, times, rng)
     if known is not None:
         x_t = torch.where(check_mask("known", known, x0), x0, x_t)
     if weight is None:
         return (denoiser.raw(x_t, t, cond).y - denoiser.prediction.define(at, x0, eps)) ** 2
     return weight(at) * (denoiser(x_t, t, cond) - x0) ** 2
+
+
+def _noisy(
+    schedule: Schedule, x0: Tensor, times: Times, rng: torch.Generator | None
+) -> tuple[Tensor, Level, Tensor, Tensor]:
+    """Draw times, then noise; return ``(t, at, eps, x_t)``."""
+    check_data("x0", x0)
+    rng = generator(rng)
+    t = times(schedule, len(x0), rng)
+    at = schedule(t).over(x0)
+    eps = randn_like(x0, rng)
+    return t, at, eps, diffuse(at, x0, eps)
 
 
 def denoising_loss(
@@ -117,3 +210,86 @@ def denoising_loss(
     if scored is None:
         scored = torch.ones_like(x0, dtype=torch.bool) if known is None else ~known
     return masked_mean(error, check_mask("scored", scored, x0), dim=tuple(range(1, x0.ndim)))
+
+
+# ---- losses of a second head -------------------------------------------------------------------
+
+
+def sn_loss(
+    denoiser: Denoiser,
+    x0: Tensor,
+    *,
+    cond: Any = None,
+    times: Times = uniform_times,
+    rng: torch.Generator | None = None,
+) -> Tensor:
+    r"""Teach the second head the squared noise (:eq:`eq:sn-loss`).
+
+    .. math:: \frac1D\sum_{i=1}^D\bigl(h_\theta(x_t,t)_i - \epsilon_i^2\bigr)^2
+
+    Its minimum is :math:`\mathrm E[\epsilon^2\mid x_t]`; minus the squared mean that is the
+    variance of the noise, which ``variance.sn`` uses. The first output gets no gradient.
+
+    Args:
+        denoiser: A model whose net returns ``Output(y, second)``.
+        x0: Clean data, shape ``(B, *event)``, finite.
+        cond: Condition, passed to the network.
+        times: ``(schedule, B, rng) -> t``.
+        rng: Source of times and noise, in this order.
+
+    Returns:
+        One loss an example, shape ``(B,)``.
+
+    Raises:
+        ValueError: if the net has no second output, or one of another shape than x0.
+
+    Source: Bao et al. (2022), optimal covariance with imperfect mean: SN-DPM.
+    """
+    t, _, eps, x_t = _noisy(denoiser.schedule, x0, times, rng)
+    _, second = _both(denoiser, x_t, t, cond)
+    return ((second - eps**2) ** 2).reshape(len(x0), -1).mean(1)
+
+
+def npr_loss(
+    denoiser: Denoiser,
+    x0: Tensor,
+    *,
+    cond: Any = None,
+    times: Times = uniform_times,
+    rng: torch.Generator | None = None,
+) -> Tensor:
+    r"""Teach the second head the squared error of the predicted noise (:eq:`eq:npr-loss`).
+
+    .. math:: \frac1D\sum_{i=1}^D
+        \bigl(g_\theta(x_t,t)_i - (\epsilon_i - \hat\epsilon_i)^2\bigr)^2
+
+    The prediction :math:`\hat\epsilon` is what the net's first output implies, without gradient.
+    Unlike :func:`sn_loss` it accounts for a mean that is wrong.
+
+    The arguments, the result and the errors are those of :func:`sn_loss`.
+
+    Source: Bao et al. (2022), optimal covariance with imperfect mean: NPR-DPM.
+    """
+    t, at, eps, x_t = _noisy(denoiser.schedule, x0, times, rng)
+    y, second = _both(denoiser, x_t, t, cond)
+    eps_hat = _implied_noise(denoiser.prediction, y.detach(), x_t, at)
+    return ((second - (eps - eps_hat) ** 2) ** 2).reshape(len(x0), -1).mean(1)
+
+
+def _both(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
+    y, second = denoiser.raw(x_t, t, cond)
+    if second is None:
+        raise ValueError("denoiser has no second output: let its net return Output(y, second)")
+    check_same_shape("second", second, "x0", x_t)
+    return y, second
+
+
+def _implied_noise(prediction: Prediction, y: Tensor, x: Tensor, at: Level) -> Tensor:
+    """Solve ``y = a x0 + b eps`` and ``x = signal x0 + noise eps`` for eps.
+
+    The way round over x0 would fail where no signal is left, which training times reach.
+    """
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    a, b = prediction.define(at, one, zero), prediction.define(at, zero, one)
+    both = (at.signal * y - a * x) / (at.signal * b - at.noise * a)
+    return torch.where(a == 0, y / b, both)

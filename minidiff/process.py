@@ -128,6 +128,8 @@ class Move(NamedTuple):
         add: Factor of the prediction of ``x0``.
         var: ``eta**2`` times the posterior variance (beta tilde for neighbouring steps).
         forward: Variance of the forward step from s to t (beta for neighbouring steps).
+        clipped: ``var``; for the move onto clean data, where that is 0, ``var`` of the move
+            before it, as in the code of Ho et al. (0 if there is none).
     """
 
     at_t: Level
@@ -136,6 +138,7 @@ class Move(NamedTuple):
     add: float
     var: float
     forward: float
+    clipped: float
 
 
 def moves(schedule: Schedule, times: Tensor, *, eta: float) -> list[Move]:
@@ -169,7 +172,8 @@ def moves(schedule: Schedule, times: Tensor, *, eta: float) -> list[Move]:
     keep = at_s.noise / at_t.noise * (1 - eta**2 * fresh).clamp(min=0).sqrt()
     add = at_s.signal - keep * at_t.signal
     var, forward = eta**2 * at_s.noise**2 * fresh, at_t.noise**2 * fresh
-    columns = (keep.tolist(), add.tolist(), var.tolist(), forward.tolist())
+    clipped = torch.where(var > 0, var, torch.cat([var.new_zeros(1), var[:-1]]))
+    columns = (f.tolist() for f in (keep, add, var, forward, clipped))
     levels = [Level(*row) for row in zip(*(f.unbind() for f in at), strict=True)]
     return [Move(*row) for row in zip(levels[:-1], levels[1:], *columns, strict=True)]
 

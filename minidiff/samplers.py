@@ -1,7 +1,8 @@
 """Samplers: each takes a denoiser and a decreasing grid of times and yields states.
 
 A sampler knows nothing of guidance, masks, prediction types, images or series. It checks its
-arguments when it is called, and computes when it is iterated.
+arguments when it is called, and computes when it is iterated. Here are the samplers that re-noise
+a prediction; those that solve a differential equation stand in ``solvers`` and ``stochastic``.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def _walk(
     no_grad = torch.no_grad()  # left at every yield: the caller's mode is the caller's
     for t, s, landing, move in zip(points[:-1], points[1:], clean[1:], steps, strict=True):
         with no_grad:
-            x0 = _predict(denoise, x, t)
+            x0 = predict(denoise, x, t)
             if landing:
                 x = x0
             else:
@@ -129,6 +130,57 @@ def _walk(
                     x = x + var**0.5 * randn_like(x, rng)
                 elif var != 0:
                     raise ValueError(f"variance returned {var} at t={float(t)}: give at least 0")
+        yield State(s, x, x0)
+
+
+def consistency(
+    f: Denoise,
+    schedule: Schedule,
+    x: Tensor,
+    times: Tensor,
+    *,
+    end: Tensor | float = 0.0,
+    rng: torch.Generator | None = None,
+) -> Iterator[State]:
+    r"""Jump to clean data and back to a smaller noise, again and again (:eq:`eq:consistency`).
+
+    .. math:: x_s = a f(x_t,t) + \sqrt{\mathrm{noise}_s^2-a^2\,\mathrm{noise}_e^2}\;z,
+        \qquad a = \mathrm{signal}_s/\mathrm{signal}_e
+
+    A consistency model f maps a point of a flow to the flow's clean end, so that one call makes a
+    sample; each further call repairs some of what the first got wrong. With a denoiser in its place
+    the chain is not a sampler of the data.
+
+    Args:
+        f: Consistency function ``(x, t) -> x0``.
+        times: Strictly decreasing, one call each but for the last, which is 0.
+        end: Time e whose level the outputs of f have: 0, or the smallest noise it was trained at.
+
+    The other arguments are those of :func:`ancestral`.
+
+    Raises:
+        ValueError: if a noisy time of the grid is not above ``end``.
+
+    Source: Song, Dhariwal, Chen and Sutskever (2023), algorithm 1.
+    """
+    times = check_times(times)
+    if not float(times[times > 0][-1]) > float(end) >= 0:
+        raise ValueError(f"end={float(end)}: every time but 0 must lie above it, {times.tolist()}")
+    at, clean = schedule(times[1:]), schedule(torch.as_tensor(end, dtype=torch.float64))
+    add = at.signal / clean.signal
+    std = (at.noise**2 - (add * clean.noise) ** 2).clamp(min=0).sqrt()
+    steps = list(zip(times[:-1], times[1:], add.tolist(), std.tolist(), strict=True))
+    return _jump(f, check_data("x", x), steps, generator(rng))
+
+
+def _jump(
+    f: Denoise, x: Tensor, steps: list[tuple[Tensor, Tensor, float, float]], rng: torch.Generator
+) -> Iterator[State]:
+    no_grad = torch.no_grad()
+    for t, s, add, std in steps:
+        with no_grad:
+            x0 = predict(f, x, t)
+            x = x0 if s == 0 else torch.add(add * x0, randn_like(x, rng), alpha=std)
         yield State(s, x, x0)
 
 
@@ -161,15 +213,16 @@ def _climb(denoise: Denoise, x: Tensor, times: Tensor, back: list[Move]) -> Iter
     for s, t, move in zip(times[:-1], times[1:], back, strict=True):
         if s == 0:
             mean = float(move.at_t.signal) * x
-            x0 = _predict(denoise, mean, t)
+            x0 = predict(denoise, mean, t)
             x = mean + float(move.at_t.signal) * (x - x0)
         else:
-            x0 = _predict(denoise, x, s)
+            x0 = predict(denoise, x, s)
             x = (x - move.add * x0) / move.keep
         yield State(t, x, x0)
 
 
-def _predict(denoise: Denoise, x: Tensor, t: Tensor) -> Tensor:
+def predict(denoise: Denoise, x: Tensor, t: Tensor) -> Tensor:
+    """Ask a denoiser; raise a ``ValueError`` if it changes the shape."""
     x0 = denoise(x, t)
     if x0.shape != x.shape:
         raise ValueError(

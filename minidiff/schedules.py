@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .tables import betas_from as betas_from
+from .tables import check_betas, check_range
+from .tables import cosine_betas as cosine_betas
+from .tables import linear_betas as linear_betas
+from .tables import quadratic_betas as quadratic_betas
+from .tables import scaled_linear_betas as scaled_linear_betas
+from .tables import sigmoid_betas as sigmoid_betas
+from .tables import sqrt_betas as sqrt_betas
+from .tables import zero_terminal_snr as zero_terminal_snr
 from .tensors import bcast
 
 FIRST = 1e-6  # the earliest time that t_of gives to a finite log-SNR
@@ -128,11 +136,6 @@ def as_time(t: Tensor | float) -> Tensor:
     return t
 
 
-def _refuse_range(name: str, low: float, high: float) -> None:
-    if not 0 < low < high < math.inf:
-        raise ValueError(f"{name}_min={low}, {name}_max={high}: need 0 < {name}_min < {name}_max")
-
-
 @dataclass(frozen=True)
 class VP(Schedule):
     r"""Variance-preserving path of the continuous-time DDPM (:eq:`eq:level-vp`).
@@ -153,7 +156,7 @@ class VP(Schedule):
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
-        _refuse_range("beta", self.beta_min, self.beta_max)
+        check_range("beta", self.beta_min, self.beta_max)
 
     def level(self, t: Tensor) -> Level:
         log_signal = -(t**2) * (self.beta_max - self.beta_min) / 4 - t * self.beta_min / 2
@@ -228,7 +231,7 @@ class VE(Schedule):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        _refuse_range("sigma", self.sigma_min, self.sigma_max)
+        check_range("sigma", self.sigma_min, self.sigma_max)
 
     def level(self, t: Tensor) -> Level:
         ratio = math.log(self.sigma_max / self.sigma_min)
@@ -246,10 +249,18 @@ class BetaTable(Schedule):
     .. math:: \mathrm{signal}(i/T)^2 = \bar\alpha_i = \prod_{j\le i}(1-\beta_j)
 
     Between two steps the log-SNR is linear in t; below step 1 its first segment is continued
-    (a table of one step uses slope -1 in t T), and at t = 0 the path jumps to clean data.
+    (where there is no second step with signal, with slope -1 in t T), and at t = 0 the path jumps
+    to clean data.
+
+    If the last beta is 1 the signal is exactly 0 at t = 1. No straight line leads to a log-SNR of
+    minus infinity, so in the last segment the signal falls linearly (:eq:`eq:zero-snr-level`):
+
+    .. math:: \mathrm{signal}(t) = \sqrt{\bar\alpha_{T-1}}\;(T - t\,T),
+        \qquad \mathrm{noise} = \sqrt{1-\mathrm{signal}^2}
 
     Args:
-        betas: Noise variances of the T steps, shape ``(T,)``, each in (0, 1).
+        betas: Noise variances of the T steps, shape ``(T,)``, each in (0, 1). The last of several
+            may be exactly 1.
 
     Attributes:
         T: Number of steps.
@@ -258,7 +269,7 @@ class BetaTable(Schedule):
         alpha_bars: Cumulative product of ``alphas``.
 
     Raises:
-        ValueError: if betas is not a vector of numbers in (0, 1).
+        ValueError: if betas is not a vector of such numbers.
 
     Source: Ho, Jain and Abbeel (2020), section 2.
     """
@@ -268,25 +279,24 @@ class BetaTable(Schedule):
     alphas: Tensor
     alpha_bars: Tensor
     _knots: Tensor
+    _last: float | None  # signal at step T - 1, if it is 0 at step T
 
     def __init__(self, betas: Tensor) -> None:
-        betas = torch.as_tensor(betas).detach().to("cpu", torch.float64)
-        if betas.ndim != 1 or len(betas) == 0:
-            raise ValueError(f"betas has shape {tuple(betas.shape)}: give a vector of T variances")
-        if not bool(((betas > 0) & (betas < 1)).all()):
-            raise ValueError(
-                f"betas span [{float(betas.min())}, {float(betas.max())}]: each must lie in (0, 1)"
-            )
+        betas = check_betas(betas)
         alphas, log_bar = 1 - betas, torch.log1p(-betas).cumsum(0)
         knots = log_bar - torch.log(-torch.expm1(log_bar))  # log-SNR at steps 1..T
-        slope = knots[:2].diff() if len(betas) > 1 else knots.new_tensor([-1.0])
+        slopes = knots[knots > -math.inf].diff()
+        slope = slopes[:1] if len(slopes) else knots.new_tensor([-1.0])
         vars(self).update(
             T=len(betas),
             betas=betas.clone(),
             alphas=alphas,
             alpha_bars=alphas.cumprod(0),
             _knots=torch.cat([knots[:1] - slope, knots]),  # entry 0 continues the first segment
+            _last=None if knots[-1] > -math.inf else float(alphas[:-1].prod().sqrt()),
         )
+        if self._last is not None:
+            self._knots[-1] = self._knots[-2] - 1  # finite, so that no gradient is NaN; not used
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a BetaTable is frozen: make a new one instead of setting {name}")
@@ -310,12 +320,23 @@ class BetaTable(Schedule):
         log_snr = knots[left] + (u - left) * slope
         signal, noise = torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
         rate = self.T * slope / 2  # d log(signal/noise) / dt
-        return Level(signal, noise, rate * signal * noise**2, -rate * noise * signal**2)
+        at = Level(signal, noise, rate * signal * noise**2, -rate * noise * signal**2)
+        if self._last is None:
+            return at
+        signal = self._last * (self.T - u).clamp(max=1)
+        noise = ((1 - signal) * (1 + signal)).sqrt()
+        d_signal = torch.full_like(u, -self.T * self._last)
+        fall = Level(signal, noise, d_signal, -signal * d_signal / noise)
+        last = u > self.T - 1
+        return Level(*(torch.where(last, a, b) for a, b in zip(fall, at, strict=True)))
 
     def time(self, log_snr: Tensor) -> Tensor:
         knots = self._knots.to(log_snr)
         right = torch.searchsorted(-knots, -log_snr.contiguous()).clamp(1, self.T)
         share = (log_snr - knots[right - 1]) / (knots[right] - knots[right - 1])
+        if self._last is not None:
+            fall = 1 - torch.sigmoid(log_snr).sqrt() / self._last
+            share = torch.where(log_snr < knots[-2], fall, share)
         return (right - 1 + share) / self.T
 
     def derivatives_at_zero(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -323,88 +344,23 @@ class BetaTable(Schedule):
         return torch.zeros_like(t), torch.zeros_like(t)
 
 
-# ---- tables of betas -----------------------------------------------------------------------
-
-
-def _refuse_steps(T: int) -> None:
-    if not isinstance(T, int) or T < 1:
-        raise ValueError(f"T={T!r}: give a whole number of steps, at least 1")
-
-
-def linear_betas(T: int, *, beta_min: float = 0.1, beta_max: float = 20.0) -> Tensor:
-    r"""Linear table ``beta_min/T .. beta_max/T``: any T reaches noise (:eq:`eq:betas-linear`).
-
-    .. math:: \beta_i = \frac1T\Bigl(\beta_{\min}
-        + \frac{i-1}{T-1}(\beta_{\max}-\beta_{\min})\Bigr)
-
-    With T = 1000 these are Ho et al.'s 1e-4 .. 0.02. Their two numbers used unscaled with fewer
-    steps leave much of the data at t = 1 (alpha-bar_T = .36 at T = 100).
+def check_reaches_noise(schedule: Schedule, *, most: float = 0.1) -> None:
+    """Raise if a path still holds much of the data at t = 1, where a sampler starts from noise.
 
     Args:
-        T: Number of steps, more than ``beta_max``.
-        beta_min: Noise rate per unit of time at the first step, as in ``VP``.
-        beta_max: Noise rate per unit of time at the last step, as in ``VP``.
+        schedule: The path.
+        most: Largest signal/noise at t = 1 that passes; data have unit scale.
 
     Raises:
-        ValueError: if a beta would reach 1.
+        ValueError: if signal/noise at t = 1 exceeds ``most``.
 
-    Source: Ho, Jain and Abbeel (2020), section 4; scaling of Nichol and Dhariwal (2021).
+    Source: Lin et al. (2024), section 3.1.
     """
-    _refuse_steps(T)
-    _refuse_range("beta", beta_min, beta_max)
-    if beta_max >= T:
+    at = schedule(1.0)
+    ratio = float(at.signal / at.noise)
+    if not ratio <= most:
         raise ValueError(
-            f"T={T} with beta_max={beta_max} gives a beta of {beta_max / T:.3g}: take T above "
-            f"{beta_max:g}, or cosine_betas(T), which works for any T"
+            f"schedule={schedule!r} ends at signal/noise {ratio:.4g}, above most={most}: samples "
+            "would start from another noise than training saw. Use linear_betas(T), which scales "
+            "with T, or cosine_betas(T), or zero_terminal_snr(betas)"
         )
-    return torch.linspace(beta_min / T, beta_max / T, T, dtype=torch.float64)
-
-
-def betas_from(alpha_bar: Callable[[float], float], T: int, *, most: float = 0.999) -> Tensor:
-    """Table whose cumulative product follows ``alpha_bar(u)``, u in [0, 1], clipped at ``most``."""
-    _refuse_steps(T)
-    ratios = [alpha_bar((i + 1) / T) / alpha_bar(i / T) for i in range(T)]
-    return torch.tensor([min(1 - r, most) for r in ratios], dtype=torch.float64)
-
-
-def cosine_betas(T: int, *, offset: float = 0.008) -> Tensor:
-    r"""Cosine table (:eq:`eq:betas-cosine`).
-
-    .. math:: \bar\alpha(u) \propto \cos^2\Bigl(\frac{u+s}{1+s}\,\frac{\pi}{2}\Bigr),
-        \qquad \beta_i = \min\Bigl(1-\frac{\bar\alpha(i/T)}{\bar\alpha((i-1)/T)},\,0.999\Bigr)
-
-    Source: Nichol and Dhariwal (2021), equation 17.
-    """
-    return betas_from(lambda u: math.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2, T)
-
-
-def sqrt_betas(T: int, *, offset: float = 1e-4) -> Tensor:
-    r"""Square-root table for embeddings of text: :math:`\bar\alpha(u) = 1-\sqrt{u+s}`.
-
-    Source: Li et al. (2022), Diffusion-LM, appendix A.
-    """
-    return betas_from(lambda u: max(1 - math.sqrt(u + offset), 0.0), T)
-
-
-def quadratic_betas(T: int, *, first: float = 1e-4, last: float = 0.5) -> Tensor:
-    r"""Table that is linear in :math:`\sqrt\beta` (CSDI, with T = 50).
-
-    Raises:
-        ValueError: if not 0 < first < last < 1.
-
-    Source: Tashiro et al. (2021), section 6.
-    """
-    _refuse_steps(T)
-    if not 0 < first < last < 1:
-        raise ValueError(f"first={first}, last={last}: betas must rise from above 0 to below 1")
-    return torch.linspace(first**0.5, last**0.5, T, dtype=torch.float64) ** 2
-
-
-def scaled_linear_betas(T: int, *, first: float = 0.00085, last: float = 0.012) -> Tensor:
-    r"""The table of latent diffusion, which its code calls linear: linear in :math:`\sqrt\beta`.
-
-    Made for T = 1000; with fewer steps it does not reach noise.
-
-    Source: Rombach et al. (2022), released configuration.
-    """
-    return quadratic_betas(T, first=first, last=last)

@@ -4,8 +4,10 @@ To add a method, add a row to its table here: everything below then holds it to 
 What a single method computes is proved in its own file; here stands what all of them promise.
 """
 
-import functools
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import hypothesis.strategies as st
 import pytest
@@ -29,22 +31,120 @@ SCHEDULES = {
     "quadratic_betas": md.BetaTable(md.quadratic_betas(50)),
     "sqrt_betas": md.BetaTable(md.sqrt_betas(100)),
     "scaled_linear_betas": md.BetaTable(md.scaled_linear_betas(1000)),
+    "sigmoid_betas": md.BetaTable(md.sigmoid_betas(100)),
+    "zero_terminal_snr": md.BetaTable(md.zero_terminal_snr(md.linear_betas(100))),
     "one step": md.BetaTable(torch.tensor([0.9])),
 }
 PREDICTIONS = md.PREDICTIONS | {"edm of spread 2": md.predictions.edm(2.0)}
-SAMPLERS = {  # (denoise, schedule, x, times, *, rng) -> Iterator[State]
-    "ancestral": md.ancestral,
-    "ancestral, large": functools.partial(md.ancestral, variance=md.forward_variance),
-    "ddim": md.ddim,
-    "ddim, eta .5": functools.partial(md.ddim, eta=0.5),
-    "ddim, eta 1": functools.partial(md.ddim, eta=1.0),
+
+
+class Sampler(NamedTuple):
+    """A row of the table: how to run it, and what it promises beyond the contract of all."""
+
+    run: Callable[..., Any]  # (denoise, schedule, x, times, *, rng) -> Iterator[State]
+    # calls of the denoiser in n steps that end at t = 0, and whether they start at signal 0
+    calls: Callable[[int, bool], int] = lambda n, silent: n
+    draws: bool = False  # whether it draws noise
+    from_silence: bool = True  # whether it may start where signal is 0
+    samples: bool = True  # whether an exact denoiser makes it a sampler of the data
+
+
+def quiet(sampler):
+    """A deterministic sampler, called like the others."""
+    return lambda *args, rng: sampler(*args)
+
+
+SAMPLERS = {
+    "ancestral": Sampler(md.ancestral, draws=True),
+    "ancestral, large": Sampler(partial(md.ancestral, variance=md.forward_variance), draws=True),
+    "ddim": Sampler(md.ddim),
+    "ddim, eta .5": Sampler(partial(md.ddim, eta=0.5), draws=True),
+    "ddim, eta 1": Sampler(partial(md.ddim, eta=1.0), draws=True),
+    "euler": Sampler(quiet(md.euler)),
+    "heun": Sampler(quiet(md.heun), calls=lambda n, silent: 2 * n - 1),
+    "dpmpp_2m": Sampler(quiet(md.dpmpp_2m)),
+    "edm_heun": Sampler(md.edm_heun, calls=lambda n, silent: 2 * n - 1 - silent),
+    "edm_heun, churn": Sampler(
+        partial(md.edm_heun, churn=0.4), calls=lambda n, silent: 2 * n - 1 - silent, draws=True
+    ),
+    "reverse_sde": Sampler(md.reverse_sde, draws=True, from_silence=False),
+    "langevin": Sampler(
+        partial(md.langevin, steps=3, step=0.3),
+        calls=lambda n, silent: 3 * n + 1,
+        draws=True,
+        from_silence=False,
+    ),
+    "predictor_corrector": Sampler(
+        md.predictor_corrector, calls=lambda n, silent: 2 * n, draws=True
+    ),
+    "consistency": Sampler(md.consistency, draws=True, samples=False),
 }
-WRAPPERS = {  # (denoise, x) -> denoise
-    "plain": lambda denoise, x: denoise,
-    "clip": lambda denoise, x: md.clip(denoise, -1, 1),
-    "cfg": lambda denoise, x: md.cfg(denoise, lambda x, t: 0.5 * denoise(x, t), 2.0),
-    "inpaint": lambda denoise, x: md.inpaint(denoise, torch.ones_like(x), x > 0),
-    "count_calls": lambda denoise, x: md.count_calls(denoise),
+
+
+class Wrapper(NamedTuple):
+    """A row of the table: a function from denoisers to a denoiser, and what it promises."""
+
+    wrap: Callable[..., Any]  # (denoise, schedule, x) -> denoise
+    calls: int = 1  # of the wrapped denoiser at each call
+    from_silence: bool = True  # whether it works where signal is 0
+    holds: Callable[[torch.Tensor, torch.Tensor], bool] = lambda x, start: True  # at the end
+
+
+def half(denoise):
+    return lambda x, t: 0.5 * denoise(x, t)
+
+
+def flat(value):
+    """One number an example."""
+    return value.reshape(len(value), -1).sum(1)
+
+
+VECTORS = torch.linspace(-1, 1, 5, dtype=D)
+WRAPPERS = {
+    "plain": Wrapper(lambda denoise, schedule, x: denoise),
+    "clip": Wrapper(
+        lambda denoise, schedule, x: md.clip(denoise, -1, 1),
+        holds=lambda x, start: float(x.abs().max()) <= 1,
+    ),
+    "cfg": Wrapper(lambda denoise, schedule, x: md.cfg(denoise, half(denoise), 2.0), calls=2),
+    "interval": Wrapper(
+        lambda denoise, schedule, x: md.guidance.interval(
+            denoise, denoise, schedule, low=0.5, high=2.0
+        )
+    ),
+    "classifier": Wrapper(
+        lambda denoise, schedule, x: md.classifier(
+            denoise, schedule, lambda x, t: flat(torch.tanh(x)), 0.1
+        ),
+        from_silence=False,
+    ),
+    "energy": Wrapper(
+        lambda denoise, schedule, x: md.energy(denoise, schedule, lambda x0: flat(x0**2), 0.01),
+        from_silence=False,
+    ),
+    "dynamic_threshold": Wrapper(
+        lambda denoise, schedule, x: md.guidance.dynamic_threshold(denoise, quantile=0.9),
+        holds=lambda x, start: float(x.abs().max()) <= 1,
+    ),
+    "inpaint": Wrapper(
+        lambda denoise, schedule, x: md.inpaint(denoise, torch.ones_like(x), x > 0),
+        holds=lambda x, start: bool((x[start > 0] == 1).all()),
+    ),
+    "replace": Wrapper(
+        lambda denoise, schedule, x: md.replace(
+            denoise, schedule, torch.ones_like(x), x > 0, rng=seeded(5)
+        ),
+        holds=lambda x, start: bool((x[start > 0] == 1).all()),
+    ),
+    "rounded": Wrapper(
+        lambda denoise, schedule, x: (
+            md.guidance.rounded(denoise, VECTORS[:, None].expand(5, x.shape[-1]))
+            if x.ndim > 1
+            else denoise
+        ),
+        holds=lambda x, start: x.ndim == 1 or bool((x[..., None] == VECTORS).any(-1).all()),
+    ),
+    "count_calls": Wrapper(lambda denoise, schedule, x: md.count_calls(denoise)),
 }
 EVENTS = {"scalars": (), "points": (2,), "images": (1, 4, 4), "sequences": (5, 3)}
 GRIDS = {  # (schedule, n) -> times
@@ -248,42 +348,111 @@ def test_grids_are_grids(schedule, grid):
 # ---- samplers ---------------------------------------------------------------------------------
 
 
-@each("event", EVENTS)
-@each("wrapper", WRAPPERS)
+def silent(schedule, times):
+    """Whether a grid starts where the signal is 0."""
+    return float(schedule(times[0]).signal) < 1e-6
+
+
+def grid(schedule, *rows):
+    """Four equal steps of time; from .98 if the path is silent at 1 and a row cannot start so."""
+    times = md.grids.uniform(4)
+    if silent(schedule, times) and not all(row.from_silence for row in rows):
+        return md.grids.uniform(4, start=0.98)
+    return times
+
+
 @each("sampler", SAMPLERS)
 @each("schedule", SCHEDULES)
-def test_samplers_keep_the_contract(schedule, sampler, wrapper, event):
-    """States of the right shape and times; one call a step; landing bit for bit on the prediction;
-    the generator alone decides; inputs, grad mode and the global state stay what they were.
+def test_samplers_take_every_prediction_and_event(schedule, sampler):
+    """Every schedule, prediction, sampler and event shape: one exact net, seven languages.
+
+    A net that says what the exact denoiser says, as eps, x0, v, score, flow or edm, makes the same
+    chain with the same noise. The rows divide by signal and noise: at t = .98 the smallest signal
+    of the tables is 1e-3, so that rounding grows to 1e-12, and the steps may double it.
     """
-    start = noise(3, *event)
-    before, state_of_torch = start.clone(), torch.get_rng_state()
-    times = md.grids.uniform(4)
-    calls = md.count_calls(oracle(schedule, event))
-    denoise = wrapper(calls, start)
+    times = md.grids.uniform(4, start=0.98)
+    for name, event in EVENTS.items():
+        denoise, start = oracle(schedule, event), noise(3, *event)
+        want = [s.x for s in sampler.run(denoise, schedule, start, times, rng=seeded(1))]
+        size = max(float(x.abs().max()) for x in want)
+        for kind, prediction in PREDICTIONS.items():
+            model = md.Denoiser(Translator(denoise, schedule, prediction), schedule, prediction)
+            got = [s.x for s in sampler.run(model, schedule, start, times, rng=seeded(1))]
+            for x, y in zip(got, want, strict=True):
+                assert float((x - y).abs().max()) <= 1e-8 * size, (kind, name)
 
-    def run():
-        return list(sampler(denoise, schedule, start, times, rng=seeded(1)))
 
-    states = run()
-    assert [float(s.t) for s in states] == times[1:].tolist()
-    for s in states:
-        assert s.x.shape == s.x0.shape == start.shape and s.x.dtype == D
-        assert bool(torch.isfinite(s.x).all()) and not s.x.requires_grad
-    assert torch.equal(states[-1].x, states[-1].x0)
-    per_step = 2 if wrapper is WRAPPERS["cfg"] else 1
-    assert calls.calls == 4 * per_step
-    if wrapper is WRAPPERS["inpaint"]:
-        assert bool((states[-1].x[start > 0] == 1).all())
-    if wrapper is WRAPPERS["clip"]:
-        assert float(states[-1].x.abs().max()) <= 1
-    again = run()
-    assert all(torch.equal(a.x, b.x) for a, b in zip(states, again, strict=True))
-    assert torch.equal(start, before) and torch.is_grad_enabled()
-    assert torch.equal(torch.get_rng_state(), state_of_torch)
+class Translator(nn.Module):
+    """A net that says, in the language of a prediction, what a denoiser says."""
+
+    def __init__(self, denoise, schedule, prediction):
+        super().__init__()
+        self.denoise, self.schedule = denoise, schedule
+        self.prediction = md.predictions.as_prediction(prediction)
+
+    def forward(self, x, t, cond=None):
+        at = self.schedule(t).over(x)
+        if self.prediction.c_in is not None:
+            x = x / self.prediction.c_in(at)
+        return md.from_x0(self.prediction, self.denoise(x, t), x, at)
 
 
 @each("sampler", SAMPLERS)
+@each("schedule", SCHEDULES)
+def test_samplers_keep_the_contract(schedule, sampler):
+    """States of the right shape and times; the promised calls; landing bit for bit on the
+    prediction; the generator alone decides; inputs, grad mode and the global state stay.
+    """
+    times = grid(schedule, sampler)
+    for event in EVENTS.values():
+        start = noise(3, *event)
+        before, state_of_torch = start.clone(), torch.get_rng_state()
+        calls = md.count_calls(oracle(schedule, event))
+
+        def run(seed, start=start, calls=calls):
+            return list(sampler.run(calls, schedule, start, times, rng=seeded(seed)))
+
+        states = run(1)
+        assert calls.calls == sampler.calls(4, silent(schedule, times))
+        assert [float(s.t) for s in states] == times[1:].tolist()
+        for s in states:
+            assert s.x.shape == s.x0.shape == start.shape and s.x.dtype == s.t.dtype == D
+            assert bool(torch.isfinite(s.x).all()) and not s.x.requires_grad
+        assert torch.equal(states[-1].x, states[-1].x0)
+        again, other = run(1), run(2)
+        assert all(torch.equal(a.x, b.x) for a, b in zip(states, again, strict=True))
+        assert torch.equal(states[-1].x, other[-1].x) != sampler.draws
+        assert torch.equal(start, before) and torch.is_grad_enabled()
+        assert torch.equal(torch.get_rng_state(), state_of_torch)
+
+
+@each("wrapper", WRAPPERS)
+@each("sampler", SAMPLERS)
+def test_wrappers_keep_the_contract(sampler, wrapper):
+    """Under every sampler a wrapper keeps shape, dtype, grad mode and the promise of its row."""
+    for schedule in (SCHEDULES["vp"], SCHEDULES["linear_path"], SCHEDULES["cosine_betas"]):
+        times = grid(schedule, sampler, wrapper)
+        for event in EVENTS.values():
+            start = noise(3, *event)
+            before, state_of_torch = start.clone(), torch.get_rng_state()
+            calls = md.count_calls(oracle(schedule, event))
+
+            def run(start=start, calls=calls, schedule=schedule, times=times):
+                denoise = wrapper.wrap(calls, schedule, start)
+                return list(sampler.run(denoise, schedule, start, times, rng=seeded(1)))
+
+            states = run()
+            assert calls.calls == sampler.calls(4, silent(schedule, times)) * wrapper.calls
+            assert wrapper.holds(states[-1].x, start)
+            for s in states:
+                assert s.x.shape == start.shape and s.x.dtype == D
+                assert bool(torch.isfinite(s.x).all()) and not s.x.requires_grad
+            assert all(torch.equal(a.x, b.x) for a, b in zip(states, run(), strict=True))
+            assert torch.equal(start, before) and torch.is_grad_enabled()
+            assert torch.equal(torch.get_rng_state(), state_of_torch)
+
+
+@each("sampler", {k: v for k, v in SAMPLERS.items() if v.samples})
 @each("schedule", {k: v for k, v in SCHEDULES.items() if k != "one step"})  # no path to walk
 def test_samplers_find_the_data(schedule, sampler):
     """Two modes at +-.7 of width .2: 100 exact steps put mass near both, whatever the path.
@@ -295,7 +464,7 @@ def test_samplers_find_the_data(schedule, sampler):
     high = min(6.0, float(schedule(1e-6).log_snr) - 0.5)
     times = md.grids.log_snr(schedule, 100, low=-8, high=high)
     x = md.prior(schedule, (n, 1), at=times[0], rng=seeded(), dtype=D)
-    x = md.last(sampler(truth.denoiser(schedule), schedule, x, times, rng=seeded(1)))
+    x = md.last(sampler.run(truth.denoiser(schedule), schedule, x, times, rng=seeded(1)))
     assert float((x > 0).double().mean()) == pytest.approx(0.5, abs=5 * 0.5 / n**0.5)
     assert float(x[x > 0].mean()) == pytest.approx(0.7, abs=0.06)
     assert float(x[x > 0].std()) == pytest.approx(0.2, rel=0.33)
@@ -303,17 +472,49 @@ def test_samplers_find_the_data(schedule, sampler):
 
 @each("sampler", SAMPLERS)
 def test_samplers_do_not_mix_examples(sampler):
-    """The batch is a set of chains: a chain with its noise is what it is among others."""
-    schedule, x, times = md.VP(), noise(4, 2), md.grids.uniform(5)
-    denoise = oracle(schedule, (2,))
+    """The batch is a set of chains: another start of one of them leaves the others as they were."""
+    schedule, times = md.VP(), md.grids.uniform(5)
+    denoise, x = oracle(schedule, (2,)), noise(4, 2)
+    other = x.clone()
+    other[1] += 3
+    one, two = (
+        md.last(sampler.run(denoise, schedule, start, times, rng=seeded(1))) for start in (x, other)
+    )
+    keep = [0, 2, 3]
+    torch.testing.assert_close(one[keep], two[keep], rtol=1e-12, atol=1e-12)
+    assert float((one[1] - two[1]).abs().max()) > 1e-9
 
-    def quiet(move):  # without noise, so that chains can be compared one by one
-        return 0.0
 
-    whole = md.last(sampler(denoise, schedule, x, times, variance=quiet))
-    for i in range(4):
-        alone = md.last(sampler(denoise, schedule, x[i : i + 1], times, variance=quiet))
-        torch.testing.assert_close(alone, whole[i : i + 1], rtol=1e-12, atol=1e-12)
+@each("sampler", SAMPLERS)
+def test_samplers_keep_float32(sampler):
+    """Data in float32 stay so; times come to the denoiser as float64 scalars on the CPU."""
+    truth = oracle(md.VP(), (2,))
+
+    def denoise(x, t):
+        assert x.dtype == torch.float32 and t.dtype == D and t.ndim == 0
+        return truth(x.double(), t).float()
+
+    start, times = noise(3, 2).float(), md.grids.uniform(4)
+    for state in sampler.run(denoise, md.VP(), start, times, rng=seeded()):
+        assert state.x.dtype == torch.float32 and state.t.dtype == D
+
+
+@each("sampler", SAMPLERS)
+def test_samplers_refuse_at_the_call(sampler):
+    """A bad grid or start raises before anything is consumed: no next() here."""
+    good, keep = torch.zeros(2, 2), lambda x, t: x
+    for x, times, word in [
+        (good, torch.tensor([0.0, 1.0]), "decrease strictly"),
+        (good, torch.tensor([1.0]), "times has shape"),
+        (good, torch.tensor([2.0, 0.0]), "not in"),
+        (torch.zeros(2, 2, dtype=torch.long), md.grids.uniform(3), "x has dtype"),
+        (torch.full((2, 2), math.nan), md.grids.uniform(3), "x holds NaN"),
+    ]:
+        with pytest.raises(ValueError, match=word):
+            sampler.run(keep, md.VP(), x, times, rng=seeded())
+    if not sampler.from_silence:
+        with pytest.raises(ValueError, match="signal"):
+            sampler.run(keep, md.Cosine(), good, md.grids.uniform(3), rng=seeded())
 
 
 # ---- oracles ----------------------------------------------------------------------------------

@@ -67,7 +67,13 @@ TABLE_OF_MISTAKES = {
     "NaN time": (lambda: VP(torch.tensor([0.1, math.nan])), "t ", "nan", "[0, 1]"),
     "noisier than the path": (lambda: md.VE().t_of(-20.0), "log_snr", "-20", "above"),
     "NaN log-SNR": (lambda: VP.t_of(math.nan), "log_snr", "NaN", "inf"),
+    "a sigmoid upside down": (lambda: md.sigmoid_betas(9, start=3.0, end=-3.0), "start=3.0", "-3.0", "<"),
+    "alpha-bars to rescale": (lambda: md.zero_terminal_snr(torch.ones(3)), "betas", "1.0", "(0, 1)"),
+    "a table that keeps the data": (
+        lambda: md.schedules.check_reaches_noise(md.BetaTable(torch.linspace(1e-4, 0.02, 100))),
+        "schedule", "0.7", "linear_betas"),
     # grids
+    "one step with two ends": (lambda: md.grids.linspaced(100, 1), "n=1", "T=100", "from 2"),
     "no grid steps": (lambda: md.ddpm_steps(0), "n=", "0", "whole number"),
     "more steps than the table": (lambda: md.grids.strided(100, 200), "n=200", "T=100", "no more"),
     "a grid upwards": (lambda: md.grids.uniform(4, start=0.0, end=1.0), "times", "0.0", "decrease"),
@@ -120,7 +126,51 @@ TABLE_OF_MISTAKES = {
     "a number for a shape": (lambda: md.prior(VP, 16), "shape=", "16", "(B, *event)"),
     "no samples": (lambda: md.prior(VP, (0, 2)), "shape=", "(0, 2)", "at least 1"),
     "a prior at time 2": (lambda: md.prior(VP, (2, 2), at=2.0), "t ", "2.0", "[0, 1]"),
+    "no flow upwards": (lambda: md.euler(keep, VP, X, TIMES.flip(0)), "times", "decrease", "grids"),
+    "Heun from NaN": (lambda: md.heun(keep, VP, NAN, TIMES), "x ", "NaN", "remove"),
+    "2M in one time": (lambda: md.dpmpp_2m(keep, VP, X, TIMES[:1]), "times", "(1,)", "n + 1"),
+    "negative churn": (lambda: md.edm_heun(keep, VP, X, TIMES, churn=-1), "churn=-1", "inflate", ">= 0"),
+    "an SDE from silence": (lambda: md.reverse_sde(keep, md.Cosine(), X, TIMES), "times", "1.0", "0.98"),
+    "no updates a level": (lambda: md.langevin(keep, VP, X, TIMES, steps=0), "steps=", "0", "at least 1"),
+    "an update of 0": (lambda: md.langevin(keep, VP, X, TIMES, step=0.0), "step=", "0.0", "positive"),
+    "half a correction": (
+        lambda: md.predictor_corrector(keep, VP, X, TIMES, corrections=0.5), "corrections=", "0.5", "whole"),
+    "snr in percent": (
+        lambda: md.predictor_corrector(keep, VP, X, TIMES, snr=16), "snr=", "16", "0.16"),
+    "consistency below its end": (
+        lambda: md.consistency(keep, VP, X, TIMES, end=0.5), "end=", "0.5", "above"),
+    # variances and likelihoods
+    "a bound of 0": (lambda: md.variance.analytic(lambda at: 1.0, most=0.0), "most=", "0.0", "positive"),
+    "a branch unasked": (
+        lambda: md.variance.npr(MODEL.given(None))(md.process.moves(VP, TIMES, eta=1.0)[0]),
+        "branch", "never", "very branch"),
+    "a cap of 0 pixels": (
+        lambda: md.variance.cap_last(md.posterior_variance, VP, TIMES, pixels=0), "pixels=", "0", "positive"),
+    "a bound that stops early": (
+        lambda: md.likelihood.vlb(keep, VP, X, TIMES[:-1]), "times", "0.25", "ends at 0"),
+    "a bound without noise": (lambda: md.likelihood.vlb(keep, VP, X, TIMES, eta=0.0), "eta=", "0", "above 0"),
+    "half grey values": (
+        lambda: md.likelihood.discretised_decoder(X, X, 1.0), "x0", "0", "gaussian_decoder"),
+    "a flow from clean data": (
+        lambda: md.likelihood.ode_log_likelihood(keep, VP, X, TIMES.flip(0)), "times", "0.0", "log_snr"),
+    "no probes": (lambda: md.likelihood.hutchinson(0), "probes=", "0", "at least 1"),
+    "bits of nothing": (lambda: md.likelihood.bits_per_dim(X, 0), "dims=", "0", "entries"),
+    "a hybrid without a table": (
+        lambda: md.likelihood.hybrid_loss(md.Denoiser(NET, VP), X), "schedule", "VP", "BetaTable"),
     # guidance
+    "a classifier with NaN": (
+        lambda: md.classifier(keep, VP, lambda x, t: x.sum(1), math.nan), "scale=", "nan", "finite"),
+    "an infinite energy": (
+        lambda: md.energy(keep, VP, lambda x0: x0.sum(1), math.inf), "scale=", "inf", "finite"),
+    "an empty interval": (
+        lambda: md.guidance.interval(keep, keep, VP, low=2, high=1), "low=2", "high=1", "noise/signal"),
+    "a quantile in percent": (
+        lambda: md.guidance.dynamic_threshold(keep, quantile=99.5), "quantile=", "99.5", "<= 1"),
+    "one vector": (lambda: md.guidance.rounded(keep, X[0]), "vectors", "(3,)", "(V, d)"),
+    "a float mask to replace": (
+        lambda: md.replace(keep, VP, X, KNOWN.float()), "known", "float32", "bool"),
+    "drop in percent": (lambda: md.guidance.drop(X, X[0], 10), "p=", "10", "0.1"),
+    "nothing to drop": (lambda: md.guidance.drop(None, X[0], 0.1), "cond", "NoneType", "Tensors"),
     "clip upside down": (lambda: md.clip(keep, 1, -1), "low=1", "high=-1", "low < high"),
     "negative guidance": (lambda: md.cfg(keep, keep, -1), "scale=", "-1", "0 (unconditional)"),
     "a float mask": (lambda: md.inpaint(keep, X, KNOWN.float()), "known", "float32", "bool"),
