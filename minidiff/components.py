@@ -211,10 +211,12 @@ def check_covs(name: str, covs: Tensor, count: int, entries: int) -> Tensor:
 
 
 def positive(value: Tensor) -> bool:
+    """Whether all values are positive and finite."""
     return bool(((value > 0) & torch.isfinite(value)).all())
 
 
 def normalised(weights: Tensor | None, means: Tensor) -> Tensor:
+    """Return one weight a component with sum 1, equal if None, or raise a ``ValueError``."""
     if weights is None:
         weights = torch.ones(len(means))
     weights = torch.as_tensor(weights, dtype=means.dtype)
@@ -227,6 +229,10 @@ def normalised(weights: Tensor | None, means: Tensor) -> Tensor:
 
 
 def expanded(name: str, value: Tensor, means: Tensor) -> Tensor:
+    """Return ``value`` with the shape of ``means``, or raise a ``ValueError``.
+
+    A vector is one value a component.
+    """
     if value.ndim == 1 and means.ndim > 1:
         value = value.reshape(-1, *(1,) * (means.ndim - 1))
     try:
@@ -238,14 +244,17 @@ def expanded(name: str, value: Tensor, means: Tensor) -> Tensor:
 
 
 def choose(weights: Tensor, n: int, rng: torch.Generator) -> Tensor:
+    """Draw ``n`` components on ``rng.device``, or raise if n is not a positive integer."""
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"n={n!r}: give a whole number of points, at least 1")
     return torch.multinomial(weights.to(rng.device).float(), n, replacement=True, generator=rng)
 
 
 def over(weights: Tensor, value: Tensor) -> Tensor:
+    """Right-pad weights with axes of length 1 to the rank of ``value``."""
     return weights.reshape(*weights.shape, *(1,) * (value.ndim - weights.ndim))
 
 
 def average(joint: Tensor, value: Tensor) -> Tensor:
+    """Average ``(B, K, *event)`` over components by the softmax of ``(B, K)``."""
     return (over(joint.softmax(1), value) * value).sum(1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .predictions import Prediction, as_prediction
-from .schedules import Level, Schedule
+from .schedules import Level, Schedule, as_time
 
 Condition = Any  # None, a Tensor or a NamedTuple of Tensors with leading axis B
 MEMORY = 4096  # scalar times whose coefficients a Denoiser remembers
@@ -80,7 +80,11 @@ class Denoiser(nn.Module):
             t: Time, shape ``()``, ``(B,)``, or the rank of x and broadcastable to it.
             cond: Passed to the network as it is.
         """
-        return self._net(x, t, cond, self._row(x, t))
+        c_in = self.prediction.c_in
+        if c_in is None:  # the row itself, which eps does not have at signal 0, is not needed
+            as_time(torch.as_tensor(t))
+            return self._net(x, t, cond, None)
+        return self._net(x, t, cond, c_in(self.schedule(t).over(x)))
 
     def forward(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
         """Return the expected clean data, the shape of ``x``."""
@@ -92,7 +96,7 @@ class Denoiser(nn.Module):
 
     def _ask(self, x: Tensor, t: Tensor | float, cond: Condition) -> tuple[Tensor, Output]:
         row = self._row(x, t)
-        out = self._net(x, t, cond, row)
+        out = self._net(x, t, cond, row.scale)
         return row.join(x, out.y), out
 
     def _row(self, x: Tensor, t: Tensor | float) -> _Row:
@@ -113,8 +117,10 @@ class Denoiser(nn.Module):
         c_in = self.prediction.c_in
         return _Row(*self.prediction.coefficients(at), None if c_in is None else c_in(at))
 
-    def _net(self, x: Tensor, t: Tensor | float, cond: Condition, row: _Row) -> Output:
-        given = x if row.scale is None else row.scale * x
+    def _net(
+        self, x: Tensor, t: Tensor | float, cond: Condition, scale: Tensor | float | None
+    ) -> Output:
+        given = x if scale is None else scale * x
         if isinstance(t, Tensor) and t.ndim:
             t = t.to(x)
         else:

@@ -210,3 +210,19 @@ def test_a_net_with_two_heads_in_one_tensor_is_refused():
 
     with pytest.raises(ValueError, match="Output"):
         md.Denoiser(Wide(), md.VP())(data(2, 2), torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("prediction", ["eps", "score"])
+def test_raw_works_where_signal_is_zero(prediction):
+    """A training time may land on signal 0: the native loss needs no x0 there, only forward does."""
+
+    class Echo(nn.Module):
+        def forward(self, x, t, cond=None):
+            return x
+
+    model, x = md.Denoiser(Echo(), md.LinearPath(), prediction), torch.ones(2, 3)
+    assert torch.equal(model.raw(x, torch.tensor([0.5, 1.0])).y, x)
+    with pytest.raises(ValueError, match="signal=0"):
+        model(x, torch.tensor([0.5, 1.0]))
+    with pytest.raises(ValueError, match="span"):
+        model.raw(x, torch.tensor([0.5, 2.0]))

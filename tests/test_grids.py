@@ -2,6 +2,7 @@
 
 import math
 
+import diffusers
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -60,6 +61,39 @@ def test_strided_takes_distinct_whole_steps(T, data):
     assert float(times[0]) == 1 and float((steps - steps.round()).abs().max()) < 1e-9
     gaps = -steps.round().diff()
     assert float(gaps.max() - gaps.min()) <= 2  # rounding moves each end by at most a half
+
+
+def test_linspaced_written_out():
+    """Steps T and 1 with even steps between them, then 0: round(1 + k (T - 1) / (n - 1))."""
+    assert (grids.linspaced(1000, 10) * 1000).round().tolist() == [
+        1000, 889, 778, 667, 556, 445, 334, 223, 112, 1, 0
+    ]  # fmt: skip
+    assert (grids.linspaced(10, 4) * 10).tolist() == [10, 7, 4, 1, 0]
+    assert (grids.linspaced(1000, 2) * 1000).tolist() == [1000, 1, 0]
+    assert (grids.linspaced(6, 5) * 6).round().tolist() == [6, 5, 4, 2, 1, 0]  # 4.75, 3.5, 2.25
+    assert torch.equal(grids.linspaced(50, 50), md.ddpm_steps(50))
+
+
+@given(st.integers(2, 400), st.data())
+def test_linspaced_takes_distinct_whole_steps(T, data):
+    n = data.draw(st.integers(2, T))
+    times = grids.linspaced(T, n)
+    assert times.shape == (n + 1,)
+    is_grid(times, n)
+    steps = times * T
+    assert float((steps - steps.round()).abs().max()) < 1e-9
+    assert steps.round()[[0, -2]].tolist() == [T, 1]
+    gaps = -steps[:-1].round().diff()
+    assert float(gaps.max() - gaps.min()) <= 2
+
+
+@pytest.mark.parametrize("n", [2, 10, 20, 50, 100])
+def test_linspaced_is_linspace_of_diffusers(n):
+    """Their steps count from 0. (A half rounds to even, of i in ours and of i - 1 in theirs.)"""
+    scheduler = diffusers.DDPMScheduler(1000, timestep_spacing="linspace")
+    scheduler.set_timesteps(n)
+    times = grids.linspaced(1000, n)[:-1] * 1000
+    assert times.round().long().tolist() == (scheduler.timesteps + 1).tolist()
 
 
 @each_path
@@ -141,6 +175,10 @@ def test_a_number_of_steps_is_whole_and_positive(make, n):
     ("call", "word"),
     [
         (lambda: grids.strided(10, 11), "n=11 exceeds T=10"),
+        (lambda: grids.linspaced(10, 11), "n=11 with T=10"),
+        (lambda: grids.linspaced(10, 1), "n=1 with T=10"),
+        (lambda: grids.linspaced(10, 2.0), "n=2.0"),
+        (lambda: grids.linspaced(0, 2), "n=0"),
         (lambda: grids.uniform(4, start=0.2, end=0.8), "decrease"),
         (lambda: grids.log_snr(md.VP(), 4, low=3, high=3), "high=3"),
         (lambda: grids.log_snr(md.VE(), 4, high=-20), "high=-20"),

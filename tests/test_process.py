@@ -237,6 +237,33 @@ def test_moves_at_eta_one_have_the_posterior_mean():
         assert move.var == pytest.approx(float(keep.var), rel=1e-9)
 
 
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_clipped_variance_of_moves(eta):
+    """clipped is var, and on the landing var of the move before, as in the code of Ho et al.
+
+    They replace beta-tilde_1 = 0 by beta-tilde_2, which is written out here from betas.
+    """
+    betas = md.cosine_betas(10)
+    bar = torch.cat([torch.ones(1, dtype=D), (1 - betas).cumprod(0)])
+    tilde = betas * (1 - bar[:-1]) / (1 - bar[1:])
+    assert float(tilde[0]) == 0
+    tilde[0] = tilde[1]
+    got = [move.clipped for move in moves(md.BetaTable(betas), md.ddpm_steps(10), eta=eta)]
+    assert got == pytest.approx((eta**2 * tilde.flip(0)).tolist(), rel=1e-9)
+
+
+def test_clipped_variance_without_a_move_before():
+    """0 for one step, for a deterministic chain, and var itself where the grid does not land."""
+    path = md.VP()
+    (alone,) = moves(path, torch.tensor([1.0, 0.0], dtype=D), eta=1.0)
+    assert alone.clipped == 0 and isinstance(alone.clipped, float)
+    assert [m.clipped for m in moves(path, torch.tensor([1.0, 0.5, 0.0], dtype=D), eta=0.0)] == [
+        0.0, 0.0
+    ]  # fmt: skip
+    aloft = moves(path, torch.tensor([1.0, 0.5, 0.2], dtype=D), eta=1.0)
+    assert all(m.clipped == m.var > 0 for m in aloft)
+
+
 @each_path
 def test_sde_moves_the_variance(path):
     """eq:sde: dm = f m dt, dV = (2 f V + g^2) dt, integrated from t = .2 to .8, is the level at .8.

@@ -30,6 +30,7 @@ SAMPLERS = {
     "ddim": md.ddim,
     "ddim eta=.5": lambda *a, **k: md.ddim(*a, eta=0.5, **k),
     "ddim eta=1": lambda *a, **k: md.ddim(*a, eta=1.0, **k),
+    "consistency": md.consistency,
 }
 each_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
 each_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
@@ -313,9 +314,10 @@ KINDS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 
 CHAINS = [(50, kind, variance) for kind in KINDS for variance in ("fixed_small", "fixed_large")]
+COUNTS = [(n, "eps", "fixed_small") for n in (10, 25, 100, 1000)]
 
 
-@pytest.mark.parametrize(("n", "prediction", "variance"), [(1000, "eps", "fixed_small"), *CHAINS])
+@pytest.mark.parametrize(("n", "prediction", "variance"), [*COUNTS, *CHAINS])
 @pytest.mark.parametrize("clipped", [False, True])
 def test_ancestral_equals_diffusers(n, prediction, variance, clipped):
     """DDPMScheduler, whole chains with the same noise; clip is its clip_sample."""
@@ -349,10 +351,14 @@ def test_ancestral_equals_diffusers(n, prediction, variance, clipped):
     torch.testing.assert_close(got, x, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
-@pytest.mark.parametrize("prediction", KINDS)
+SHORT = [(20, eta, kind) for eta in (0.0, 0.6, 1.0) for kind in KINDS]
+
+
+@pytest.mark.parametrize(
+    ("n", "eta", "prediction"), [*((n, 0.0, "eps") for n in (5, 10, 25, 100)), *SHORT]
+)
 @pytest.mark.parametrize("clipped", [False, True])
-def test_ddim_equals_diffusers(eta, prediction, clipped):
+def test_ddim_equals_diffusers(n, eta, prediction, clipped):
     """DDIMScheduler with set_alpha_to_one, trailing steps, and use_clipped_model_output=True."""
     betas = md.linear_betas(1000)
     scheduler = double(
@@ -361,7 +367,7 @@ def test_ddim_equals_diffusers(eta, prediction, clipped):
             prediction_type=KINDS[prediction], timestep_spacing="trailing",
         ), betas,
     )  # fmt: skip
-    scheduler.set_timesteps(20)
+    scheduler.set_timesteps(n)
     rng = seeded()
     start = torch.randn(2, 1, 4, 4, generator=rng, dtype=D)
     x = start
@@ -376,8 +382,108 @@ def test_ddim_equals_diffusers(eta, prediction, clipped):
     rng = seeded()
     torch.randn(2, 1, 4, 4, generator=rng, dtype=D)
     denoise = md.clip(model, -1, 1) if clipped else model
-    got = md.last(md.ddim(denoise, table, start, md.grids.strided(1000, 20), eta=eta, rng=rng))
+    got = md.last(md.ddim(denoise, table, start, md.grids.strided(1000, n), eta=eta, rng=rng))
     torch.testing.assert_close(got, x, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("steps", [[0], [22, 0], [30, 11, 4, 0]], ids=["1", "2", "4"])
+def test_consistency_equals_diffusers(steps):
+    """CMStochasticIterativeScheduler: the same noise, end at its sigma_min, clipped to [-1, 1].
+
+    One step, the two of the paper's models (22 and 0 of 40), and four. Its first sigma is the
+    largest, and the sample starts as sigma_max times noise.
+    """
+    spread, low = 0.5, 0.002
+    scheduler = diffusers.CMStochasticIterativeScheduler(40, sigma_min=low, sigma_data=spread)
+    scheduler.set_timesteps(timesteps=steps)
+    ramp = torch.tensor(steps[::-1], dtype=D) / 39
+    sigmas = (80 ** (1 / 7) + ramp * (low ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    scheduler.sigmas = torch.cat([sigmas, torch.tensor([low], dtype=D)])
+    rng = seeded()
+    x = start = 80 * torch.randn(2, 1, 4, 4, generator=rng, dtype=D)
+    for t, sigma in zip(scheduler.timesteps, sigmas.tolist(), strict=True):
+        y = torch.tanh(scheduler.scale_model_input(x, t)) * (1 + math.log(sigma) / 9)
+        x = scheduler.step(y, t, x, generator=rng).prev_sample
+
+    path = md.VE(0.001, 80.0)  # .002 lies inside, so that its time is exact
+
+    def f(x, t):  # boundary conditions of Song et al. (2023), appendix C
+        sigma = float(path(t).noise)
+        y = torch.tanh(x / math.sqrt(sigma**2 + spread**2)) * (1 + math.log(sigma) / 9)
+        skip = spread**2 / ((sigma - low) ** 2 + spread**2)
+        out = (sigma - low) * spread / math.sqrt(sigma**2 + spread**2)
+        return (skip * x + out * y).clamp(-1, 1)
+
+    times = torch.cat([path.t_of(-2 * sigmas.log()), torch.zeros(1, dtype=D)])
+    rng = seeded()
+    torch.randn(2, 1, 4, 4, generator=rng, dtype=D)
+    end = path.t_of(-2 * math.log(low))
+    got = md.last(md.consistency(f, path, start, times, end=end, rng=rng))
+    torch.testing.assert_close(got, x, rtol=1e-9, atol=1e-9)
+
+
+# ---- consistency models -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [0.0, 0.05])
+def test_consistency_written_out(end):
+    """eq:consistency on LinearPath: f, then a f + noise of what is missing, with the same draws."""
+    times, x, want, rng = [1.0, 0.6, 0.2, 0.0], data(4, 2), [], seeded(5)
+    start = x
+    for t, s in pairwise(times):
+        x = shrink(x, t)
+        if s > 0:
+            a = (1 - s) / (1 - end)
+            z = torch.randn(4, 2, generator=rng, dtype=D)
+            x = a * x + math.sqrt(s**2 - (a * end) ** 2) * z
+        want.append(x)
+    counted = md.count_calls(shrink)
+    grid = torch.tensor(times, dtype=D)
+    states = list(md.consistency(counted, md.LinearPath(), start, grid, end=end, rng=seeded(5)))
+    assert counted.calls == 3 and [float(s.t) for s in states] == times[1:]
+    for state, x in zip(states, want, strict=True):
+        torch.testing.assert_close(state.x, x, rtol=1e-12, atol=1e-12)
+    assert states[-1].x is states[-1].x0  # landing
+
+
+def test_consistency_with_the_exact_function_is_exact():
+    """f(x, t) = x STD / std_t is the end of a Gaussian's flow: two calls keep the variance.
+
+    With the denoiser in its place the chain is not a sampler: the first call returns next to
+    nothing and the second STD^2 / (STD^2 + 1) = .2 times the fresh noise, variance .04 instead of
+    .25. 100,000 samples, 4 standard errors; at the grid's second time noise / signal is 1.
+    """
+    path, n = md.VE(), 100_000
+    half = path.t_of(0.0)
+    times = torch.stack([torch.ones((), dtype=D), half, torch.zeros((), dtype=D)])
+    x = math.sqrt(STD**2 + 6400) * torch.randn(n, generator=seeded(), dtype=D)
+
+    def exact(x, t):
+        return x * STD / (STD**2 + path(t).noise ** 2).sqrt()
+
+    got = md.last(md.consistency(exact, path, x, times, rng=seeded(4)))
+    assert float(got.var()) == pytest.approx(STD**2, rel=4 * math.sqrt(2 / n))
+    truth = md.Gaussian(torch.zeros((), dtype=D), torch.tensor(STD, dtype=D)).denoiser(path)
+    got = md.last(md.consistency(truth, path, x, times, rng=seeded(4)))
+    assert float(got.var()) == pytest.approx(0.2**2, rel=4 * math.sqrt(2 / n))
+
+
+@pytest.mark.parametrize(
+    ("times", "end"),
+    [
+        ([1.0, 0.5, 0.0], 0.5),
+        ([1.0, 0.5, 0.1], 0.2),
+        ([0.5, 0.0], 0.7),
+        ([0.5, 0.0], 0.5),
+        ([1.0, 0.0], -0.1),
+        ([1.0, 0.0], math.nan),
+    ],
+)
+def test_consistency_refuses_an_end_above_a_time(times, end):
+    grid = torch.tensor(times, dtype=D)
+    with pytest.raises(ValueError, match=f"end={end}"):
+        md.consistency(shrink, md.VP(), data(2, 2), grid, end=end)
+    md.consistency(shrink, md.VP(), data(2, 2), grid, end=0.05)
 
 
 # ---- contracts ----------------------------------------------------------------------------------
@@ -514,7 +620,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("sampler", [md.ancestral, md.ddim])
+@pytest.mark.parametrize("sampler", [md.ancestral, md.ddim, md.consistency])
 @pytest.mark.parametrize(("bad", "word"), BAD)
 def test_bad_input_is_refused_at_the_call(sampler, bad, word):
     """Before anything is consumed: no next() here."""

@@ -21,7 +21,13 @@ PATHS = {
     "VE narrow": md.VE(0.1, 5.0),
     "linear table": md.BetaTable(md.linear_betas(1000)),
     "cosine table": md.BetaTable(md.cosine_betas(50)),
+    "quadratic table": md.BetaTable(md.quadratic_betas(50)),
+    "sqrt table": md.BetaTable(md.sqrt_betas(100)),
+    "sigmoid table": md.BetaTable(schedules.sigmoid_betas(100)),
+    "scaled linear table": md.BetaTable(md.scaled_linear_betas(1000)),
     "one step": md.BetaTable(torch.tensor([0.3])),
+    "zero terminal": md.BetaTable(schedules.zero_terminal_snr(md.linear_betas(50))),
+    "zero terminal of two": md.BetaTable(torch.tensor([0.3, 1.0], dtype=D)),
 }
 TABLES = {k: v for k, v in PATHS.items() if isinstance(v, md.BetaTable)}
 each_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
@@ -68,17 +74,21 @@ def test_ve_written_out(t):
 
 
 @each_path
-@pytest.mark.parametrize("t", [0.0321, 0.25, 0.4999, 0.77, 0.98])
-def test_derivatives_are_autograd(path, t):
-    """d_signal and d_noise against automatic differentiation of signal and noise."""
-    t = torch.tensor(t, dtype=D, requires_grad=True)
+def test_derivatives_are_autograd(path):
+    """d_signal and d_noise against automatic differentiation, at 80 times and at t = 1.
+
+    0.1 and 0.5 are whole steps of most tables: there the slope is that of the segment before.
+    """
+    t = torch.cat([torch.linspace(0.0123, 0.9987, 80, dtype=D), torch.tensor([0.1, 0.5, 1.0])])
+    t = t.requires_grad_()
     at = path(t)
     for value, slope in ((at.signal, at.d_signal), (at.noise, at.d_noise)):
-        want = torch.zeros((), dtype=D)
+        want = torch.zeros_like(t)
         if value.requires_grad:
-            grad = torch.autograd.grad(value, t, retain_graph=True, allow_unused=True)[0]
+            grad = torch.autograd.grad(value.sum(), t, retain_graph=True, allow_unused=True)[0]
             want = want if grad is None else grad
         torch.testing.assert_close(slope.detach(), want, rtol=1e-9, atol=1e-12)
+        assert slope.shape == t.shape
 
 
 def test_derivatives_at_zero():
@@ -157,8 +167,9 @@ def test_t_of_edges(path):
     assert float(path.t_of(1000.0)) == 1e-6
     mixed = path.t_of(torch.tensor([math.inf, 2.0, 500.0], dtype=D)) if path.__class__ else None
     assert mixed[0] == 0 and 0 < mixed[1] < 1 and mixed[2] == 1e-6
-    with pytest.raises(ValueError, match="NaN"):
-        path.t_of(math.nan)
+    for bad in (math.nan, torch.tensor([0.5, math.nan], dtype=D)):
+        with pytest.raises(ValueError, match="NaN"):
+            path.t_of(bad)
 
 
 @each_path
@@ -168,7 +179,7 @@ def test_t_of_below_the_path(path):
         assert float(path.t_of(-math.inf)) == 1
     else:
         for lam in (-math.inf, float(path(1.0).log_snr) - 0.1):
-            with pytest.raises(ValueError, match="ends at"):
+            with pytest.raises(ValueError, match=f"ends at {float(path(1.0).log_snr):.4g}:"):
                 path.t_of(lam)
         assert float(path.t_of(path(1.0).log_snr)) == pytest.approx(1, abs=1e-9)
 
@@ -271,15 +282,147 @@ def test_table_does_not_snap_to_zero(table):
 
 @each_table
 def test_table_between_steps_is_linear_in_log_snr(table):
-    """Half way between two steps lies the mean log-SNR; below step 1 the first segment goes on."""
+    """Half way between two steps lies the mean log-SNR; below step 1 the first segment goes on.
+
+    The last segment of a table that ends without signal has a test of its own.
+    """
     steps = table((torch.arange(1, table.T + 1, dtype=D)) / table.T).log_snr
-    if table.T > 1:
-        half = table((torch.arange(1, table.T, dtype=D) + 0.5) / table.T).log_snr
+    steps = steps[steps > -math.inf]
+    if len(steps) > 1:
+        half = table((torch.arange(1, len(steps), dtype=D) + 0.5) / table.T).log_snr
         torch.testing.assert_close(half, (steps[1:] + steps[:-1]) / 2, rtol=0, atol=1e-10)
-    slope = steps[1] - steps[0] if table.T > 1 else torch.tensor(-1.0, dtype=D)
+    slope = steps[1] - steps[0] if len(steps) > 1 else torch.tensor(-1.0, dtype=D)
     for u in (0.1, 0.5, 0.9):
         want = steps[0] - (1 - u) * slope
         torch.testing.assert_close(table(u / table.T).log_snr, want, rtol=0, atol=1e-10)
+
+
+# ---- tables that end without signal ----------------------------------------------------------
+
+ENDING = {
+    "two steps": torch.tensor([0.3, 1.0], dtype=D),
+    "three": torch.tensor([0.1, 0.2, 1.0], dtype=D),
+    "nearly clean before the end": torch.tensor([1e-4, 1.0], dtype=D),
+    "fifty": schedules.zero_terminal_snr(md.linear_betas(50)),
+}
+each_ending = pytest.mark.parametrize("betas", ENDING.values(), ids=ENDING.keys())
+
+
+@each_ending
+def test_the_last_segment_falls_linearly(betas):
+    """eq:zero-snr-level: signal goes straight from its value at step T-1 to exactly 0."""
+    table, T = md.BetaTable(betas), len(betas)
+    first = math.prod((1 - betas[:-1]).sqrt().tolist())
+    for share in (1e-9, 0.002, 0.25, 0.5, 0.9, 0.998):  # of the segment's length
+        at = table((T - 1 + share) / T)
+        if share == 1e-9:
+            share = 0  # less than 1e-3 of a step: that is step T - 1
+        signal = first * (1 - share)
+        noise = math.sqrt(1 - signal**2)
+        # noise^2 is 1e-4 at the least: 1 - signal^2 cancels four digits of sixteen
+        assert float(at.signal) == pytest.approx(signal, rel=1e-12)
+        assert float(at.noise) == pytest.approx(noise, rel=1e-10)
+        if share:
+            assert float(at.d_signal) == pytest.approx(-T * first, rel=1e-12)
+            assert float(at.d_noise) == pytest.approx(T * first * signal / noise, rel=1e-10)
+            assert float(at.log_snr) == pytest.approx(2 * math.log(signal / noise), abs=1e-9)
+            lam = 2 * math.log(signal / noise)
+            assert float(table.t_of(lam)) == pytest.approx((T - 1 + share) / T, abs=1e-10)
+
+
+@each_ending
+def test_no_signal_at_the_end(betas):
+    """At t = 1: 0, 1, and their slopes, exactly, in both dtypes; the way back is t = 1."""
+    table, T = md.BetaTable(betas), len(betas)
+    first = math.prod((1 - betas[:-1]).sqrt().tolist())
+    for dtype, slack in ((D, 1e-12), (torch.float32, 1e-6)):
+        at = table(torch.tensor([1.0, 0.5, 1 - 0.9e-3 / T], dtype=dtype))
+        assert at.signal.dtype == dtype
+        for i in (0, 2):  # within 1e-3 of a step is the step
+            assert (float(at.signal[i]), float(at.noise[i])) == (0, 1)
+            assert float(at.d_signal[i]) == pytest.approx(-T * first, rel=slack)
+            assert float(at.d_noise[i]) == 0
+    assert float(table(1.0).log_snr) == -math.inf and float(table.t_of(-math.inf)) == 1
+    assert float(table.alpha_bars[-1]) == float(table.alphas[-1]) == 0
+    lam = torch.tensor([-math.inf, -60.0, math.inf], dtype=D)
+    t = table.t_of(lam)
+    # e^-30 of the signal is left: that part of the last segment
+    assert t[0] == 1 and t[2] == 0 and 0 < float(1 - t[1]) < 1.01 * math.exp(-30) / first / T
+
+
+@each_ending
+def test_no_gradient_is_lost_at_the_end(betas):
+    """Gradients are finite at every time, in a batch that has all of them."""
+    t = torch.linspace(0.01, 1, 100, dtype=D, requires_grad=True)
+    at = md.BetaTable(betas)(t)
+    (at.signal.sum() + at.noise.sum()).backward()
+    torch.testing.assert_close(t.grad, (at.d_signal + at.d_noise).detach(), rtol=1e-9, atol=1e-11)
+
+
+def test_it_meets_the_segment_before():
+    """Just before and just after step T-1 the levels agree: 4e-3 of a step apart."""
+    for betas in ENDING.values():
+        table, T = md.BetaTable(betas), len(betas)
+        before, at, after = (table((T - 1 + d) / T) for d in (-2e-3, 0, 2e-3))
+        bar = float((1 - betas[:-1]).prod())
+        assert float(at.signal) ** 2 == pytest.approx(bar, rel=1e-12)
+        assert float(before.signal) > float(at.signal) > float(after.signal)
+        assert float(before.signal) == pytest.approx(float(after.signal), rel=0.02)
+        # at the step itself the slope is that of the segment before: T/2 d log-SNR per step
+        slope = -1.0
+        if T > 2:
+            last = bar / (1 - betas[-2])  # alpha-bar one step earlier
+            slope = math.log(bar / (1 - bar)) - math.log(last / (1 - last))
+        want = T * slope / 2 * math.sqrt(bar) * (1 - bar)
+        assert float(at.d_signal) == pytest.approx(want, rel=1e-9)
+
+
+UNSCALED = torch.linspace(1e-4, 0.02, 100, dtype=D)
+REACH = {  # the path and its signal/noise at t = 1, from alpha-bar_T written out
+    "Ho's numbers with 100 steps": (md.BetaTable(UNSCALED), 0.7558),
+    "latent diffusion's with 100": (md.BetaTable(md.scaled_linear_betas(100)), 1.185),
+    "latent diffusion": (md.BetaTable(md.scaled_linear_betas(1000)), 0.06842),
+    "TimeGrad": (md.BetaTable(torch.linspace(1e-4, 0.1, 100, dtype=D)), 0.07517),
+    "CSDI": (md.BetaTable(md.quadratic_betas(50)), 0.005792),
+    "linear": (md.BetaTable(md.linear_betas(100)), None),
+    "cosine": (md.BetaTable(md.cosine_betas(50)), None),
+    "sqrt": (md.BetaTable(md.sqrt_betas(100)), 0.002239),
+    "sigmoid": (md.BetaTable(schedules.sigmoid_betas(100)), 0.001754),
+    "zero terminal": (md.BetaTable(schedules.zero_terminal_snr(UNSCALED)), 0),
+    "VP": (md.VP(), math.sqrt(1 / math.expm1(10.05))),
+    "Cosine": (md.Cosine(), 0),
+    "LinearPath": (md.LinearPath(), 0),
+    "VE": (md.VE(), 1 / 80),
+    "VE narrow": (md.VE(0.1, 5.0), 0.2),
+}
+
+
+@pytest.mark.parametrize(("path", "ratio"), REACH.values(), ids=REACH.keys())
+def test_reaches_noise(path, ratio):
+    """At most a tenth of the noise passes; else the message has the ratio and what to do."""
+    at = path(1.0)
+    if ratio is not None:
+        assert float(at.signal / at.noise) == pytest.approx(ratio, rel=5e-4)  # 4 digits
+    if ratio is None or ratio < 0.1:
+        schedules.check_reaches_noise(path)
+    else:
+        with pytest.raises(ValueError, match="signal/noise") as error:
+            schedules.check_reaches_noise(path)
+        for word in (str(ratio), "linear_betas", "zero_terminal_snr", "cosine", "most=0.1"):
+            assert word in str(error.value)
+    if ratio:
+        schedules.check_reaches_noise(path, most=1.01 * ratio)
+        with pytest.raises(ValueError, match=type(path).__name__):
+            schedules.check_reaches_noise(path, most=0.99 * ratio)
+
+
+def test_the_limit_itself_passes():
+    at = md.VE()(1.0)
+    schedules.check_reaches_noise(md.VE(), most=float(at.signal / at.noise))
+    schedules.check_reaches_noise(md.Cosine(), most=0.0)
+
+
+# ---- tables of betas; more of them in test_tables.py -----------------------------------------
 
 
 def test_linear_betas_written_out():
@@ -358,7 +501,13 @@ def test_betas_from_follows_any_curve():
 @pytest.mark.parametrize(
     ("call", "word"),
     [
-        (lambda: md.BetaTable(torch.tensor([0.1, 1.0])), "1.0"),
+        (lambda: md.BetaTable(torch.tensor([1.0])), "1.0"),
+        (lambda: md.BetaTable(torch.tensor([1.0, 0.1])), "1.0"),
+        (lambda: md.BetaTable(torch.tensor([0.1, 1.0, 1.0])), "1.0"),
+        (lambda: md.BetaTable(torch.tensor([0.0, 1.0])), "0.0"),
+        (lambda: md.BetaTable(torch.tensor([-0.1, 1.0])), "-0.1"),
+        (lambda: md.BetaTable(torch.tensor([0.1, 1.0001])), "1.0001"),
+        (lambda: md.BetaTable(torch.tensor([math.nan, 1.0])), "nan"),
         (lambda: md.BetaTable(torch.tensor([0.1, 0.0])), "0.0"),
         (lambda: md.BetaTable(torch.tensor([0.1, math.nan])), "nan"),
         (lambda: md.BetaTable(torch.tensor([])), "shape"),

@@ -425,11 +425,11 @@ def test_frozen_parameters_stay(tmp_path):
 
 def test_write_tensors_is_atomic(tmp_path, monkeypatch):
     """An error while writing leaves the older file whole."""
-    from minidiff import training
+    from minidiff import files
 
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"x": torch.ones(3)}, {"note": "old"})
-    monkeypatch.setattr(training.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(files.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         write_tensors(path, {"x": torch.zeros(3)}, {"note": "new"})
     tensors, info = read_tensors(path)
