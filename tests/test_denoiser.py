@@ -214,7 +214,7 @@ def test_a_net_with_two_heads_in_one_tensor_is_refused():
 
 @pytest.mark.parametrize("prediction", ["eps", "score"])
 def test_raw_works_where_signal_is_zero(prediction):
-    """A training time may land on signal 0: the native loss needs no x0 there, only forward does."""
+    """A training time may land on signal 0: the native loss needs no x0 there, forward does."""
 
     class Echo(nn.Module):
         def forward(self, x, t, cond=None):

@@ -275,6 +275,31 @@ def test_start_without_signal(name, solver):
         torch.testing.assert_close(states[0].x, first, rtol=1e-12, atol=1e-12)
 
 
+def test_first_step_on_a_path_whose_noise_ends_at_two():
+    """Signal 1 - t, noise 2 t: from t = 1 to .5 half of x is kept, and half of x0 is added."""
+
+    class Twice(md.Schedule):
+        def level(self, t):
+            one = torch.ones_like(t)
+            return md.Level(1 - t, 2 * t, -one, 2 * one)
+
+        def time(self, log_snr):
+            return 1 / (1 + 2 * torch.exp(log_snr / 2))
+
+    x = data(4, 2)
+    for solver in (md.ddim, md.dpmpp_2m, md.edm_heun):
+        state = next(solver(guess, Twice(), x, times_of([1.0, 0.5, 0.0])))
+        torch.testing.assert_close(state.x, x / 2 + guess(x, 1.0) / 2, rtol=1e-12, atol=1e-12)
+
+
+@each_solver
+def test_one_step_from_no_signal_to_the_data(solver):
+    """[1, 0] asks once and returns the answer itself."""
+    answer = data(4, 2)
+    (state,) = solver(lambda x, t: answer, md.Cosine(), data(4, 2, seed=1), times_of([1.0, 0.0]))
+    assert state.x is answer and state.x0 is answer
+
+
 @pytest.mark.parametrize(
     ("solver", "name", "calls"),
     [
