@@ -212,7 +212,8 @@ def mean_covariance(
     Raises:
         ValueError: if signal < 1e-6 at a time; and from the returned function, at another level.
 
-    Source: Bao, Li, Zhu and Zhang (2022), Analytic-DPM, equations 7 and 8.
+    Source: Bao, Li, Zhu and Zhang (2022), Analytic-DPM, equations 8 and 9, where Gamma is that of
+    the score, ours divided by noise^2.
     """
     times, rng = check_times(times), generator(rng)
     check_data("x0", x0)
@@ -262,7 +263,7 @@ def cap_last(
     Raises:
         ValueError: if ``pixels`` is not positive, or the grid has a single step.
 
-    Source: Bao, Li, Zhu and Zhang (2022), Analytic-DPM, section 4 (clipping of sigma_2).
+    Source: Bao, Li, Zhu and Zhang (2022), Analytic-DPM, appendix F.2 (clipping of sigma_2).
     """
     times = check_times(times)
     if not pixels > 0:

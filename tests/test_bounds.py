@@ -334,9 +334,9 @@ def test_optimal_bound_of_a_gaussian_is_its_entropy(steps):
     want = entropy(std) + (wide - 1 - math.log(wide)) / 2
 
     def total(v, eta=1.0):
-        return bounds.vlb(
-            data.denoiser(path), path, x0, times, eta=eta, variance=v, rng=seed(11)
-        ).total
+        got = bounds.vlb(data.denoiser(path), path, x0, times, eta=eta, variance=v, rng=seed(11))
+        assert got.steps.shape == (steps - 1, 10_000)
+        return got.total
 
     best = total(variance.analytic(doubt_of(std)))
     assert abs(float(best.mean()) - want) < 5 * standard_error(best) < 0.06
@@ -763,6 +763,8 @@ def test_hybrid_loss_refuses_bad_input():
     for t in (0.1, 0.0, 0.25 + 1e-5):
         with pytest.raises(ValueError, match=r"steps 1\.\.T"):
             run(times=lambda schedule, n, rng, t=t: torch.full((n,), t, dtype=D))
+    with pytest.raises(ValueError, match=r"steps 1\.\.T"):
+        run(times=at_steps(1, 2.5, 4))  # one is enough
 
     class Plain(nn.Module):
         def forward(self, x, t, cond=None):

@@ -352,6 +352,14 @@ def test_drop_never_and_always(p):
     assert torch.equal(got, torch.full_like(cond, -1) if p else cond)
 
 
+def test_drop_keeps_what_meets_p():
+    """u < p, not u <= p: at p = u the example stays."""
+    u = float(torch.rand(1, generator=seeded(4)))
+    cond, null = torch.tensor([1]), torch.tensor(9)
+    assert C.drop(cond, null, u, rng=seeded(4)).tolist() == [1]
+    assert C.drop(cond, null, u + 1e-6, rng=seeded(4)).tolist() == [9]
+
+
 def test_drop_takes_all_fields_of_an_example():
     """One coin an example; each field by its own null, broadcast over the event; same type back."""
     cond = Pair(torch.arange(200), data(200, 2, 3))
@@ -403,7 +411,7 @@ BAD = {
     "wrong mask": (lambda f: f(X, torch.ones(4, 3, dtype=torch.bool)), "known has shape"),
     "NaN": (lambda f: f(X / 0, ALL), "values holds NaN"),
     "infinite": (lambda f: f(X + math.inf, ALL), "values holds NaN or infinite"),
-    "one NaN": (lambda f: f(num([[0, math.nan]]), torch.tensor([False, True])), "values holds NaN"),
+    "one NaN": (lambda f: f(num([[0, math.nan]]), torch.tensor([True, True])), "values holds NaN"),
 }
 HOLDERS = {
     "inpaint": lambda values, known: md.inpaint(keep, values, known),
@@ -441,6 +449,7 @@ def test_holders_refuse_at_the_call(hold, call, word):
         (lambda: C.rounded(keep, torch.zeros(2, 3, 4)), "vectors has shape"),
         (lambda: C.rounded(keep, torch.zeros(0, 3)), r"vectors has shape \(0, 3\)"),
         (lambda: C.rounded(keep, X / 0), "give a finite"),
+        (lambda: C.rounded(keep, num([[0.0, 1.0], [2.0, math.inf]])), "give a finite"),
         (lambda: C.rounded(keep, X)(torch.zeros(2, 4), T), r"x0 has shape \(2, 4\)"),
         (lambda: C.rounded(keep, X)(torch.zeros(3), T), r"x0 has shape \(3,\)"),
     ],

@@ -455,6 +455,15 @@ def test_flow_between_two_modes():
     torch.testing.assert_close(oracle.flow(y, s, t, path), x, rtol=1e-9, atol=1e-9)
 
 
+def test_flow_in_a_deep_space():
+    """25 standard deviations from both points (tails of e^-330): there and back to 1e-8."""
+    path, oracle = md.Cosine(), md.Empirical(column([-1.0, 1.0]))
+    x = column([-0.5, -0.02, 0.01, 0.3])
+    y = oracle.flow(x, 0.025, 0.022, path)
+    assert bool((y.diff(dim=0) > 0).all()) and bool((y.abs() > x.abs()).all())
+    torch.testing.assert_close(oracle.flow(y, 0.022, 0.025, path), x, rtol=1e-8, atol=1e-8)
+
+
 def test_flow_out_of_an_empty_space():
     """Deeper than any float: from a gap of 600 standard deviations to a level where it is full."""
     path, oracle = md.Cosine(), md.Empirical(column([-1.0, 1.0]))

@@ -1,6 +1,7 @@
 """Training: the average's recursion, the same bits after any number of kills, and refusals."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import minidiff as md
+from minidiff import update
+from minidiff.tensors import mixed_seed
 from minidiff.training import read_tensors, write_tensors
 
 D = torch.float64
@@ -218,6 +221,210 @@ def test_save_makes_folders_and_leaves_no_other_file(tmp_path):
     assert os.listdir(path.parent) == ["run.safetensors"]
 
 
+# ---- parts and mixed precision ---------------------------------------------------------------
+
+
+def regression():
+    """Twelve examples x, y and a line w x to fit; the gradient of (w x - y)^2 is 2 (w x - y) x."""
+    rng = torch.Generator().manual_seed(5)
+    x, y = torch.randn(2, 12, generator=rng, dtype=D)
+    model = nn.Linear(1, 1, bias=False, dtype=D)
+    model.weight.data.fill_(0.7)
+    return model, x, y, 2 * (0.7 * x - y) * x
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 12])
+def test_the_gradients_of_parts_average_to_that_of_the_batch(parts):
+    """eq:accumulate: both sides written out, and what train makes of them, to rounding (1e-14)."""
+    model, x, y, slopes = regression()
+    whole = slopes.sum() / 12
+    average = sum(slopes[12 // parts * j :][: 12 // parts].mean() for j in range(parts)) / parts
+    assert average.item() == pytest.approx(whole.item(), rel=1e-14)
+
+    def loss(batch, rng):
+        assert len(batch[0]) == 12 // parts
+        return (model.weight[0] * batch[0] - batch[1]).square().mean()
+
+    kwargs = {"steps": 1, "lr": 0.1, "clip": None, "optimizer": torch.optim.SGD}
+    (step,) = md.train(loss, model, lambda k: (x, y), accumulate=parts, **kwargs)
+    assert model.weight.item() == pytest.approx(0.7 - 0.1 * average.item(), rel=1e-14)
+    assert step.grad_norm == pytest.approx(abs(average.item()), rel=1e-14)
+    assert step.loss == pytest.approx((0.7 * x - y).square().mean().item(), rel=1e-14)
+
+
+def noisy(step):
+    """A batch that carries its noise: x0, eps, t."""
+    rng = torch.Generator().manual_seed(step)
+    return (*torch.randn(2, 12, 2, generator=rng), torch.rand(12, 1, generator=rng))
+
+
+def noise_of(model):
+    """The loss of a batch that carries its noise: the mean square of what is wrong about eps."""
+
+    def loss(batch, rng):
+        x0, eps, t = batch
+        return (model((1 - t) * x0 + t * eps) - eps).square().mean()
+
+    return loss
+
+
+def test_parts_of_a_batch_with_its_noise_make_the_same_run():
+    """Adam, clipping and the average included; in float32, 20 steps keep five digits."""
+    curves = []
+    for parts in (1, 2, 6):
+        model = net()
+        ema = md.EMA(model, 0.9)
+        kwargs = {"steps": 20, "lr": 0.01, "ema": ema, "accumulate": parts}
+        steps = [*md.train(noise_of(model), model, noisy, **kwargs)]
+        curves.append((torch.tensor(steps), *model.parameters(), *ema.model.parameters()))
+    for curve in curves[1:]:
+        for got, want in zip(curve, curves[0], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_every_part_has_streams_of_its_own():
+    """Part j of step k: noise from (seed, k, 2 j), dropout from (seed, k, 2 j + 1); none twice."""
+    seen, model = [], net()
+
+    def loss(batch, rng):
+        seen.append((rng.initial_seed(), torch.initial_seed()))
+        return model(batch).square().mean()
+
+    for parts in (1, 4):
+        seen.clear()
+        list(md.train(loss, model, batches, steps=3, lr=0.1, seed=9, accumulate=parts))
+        want = [(k, j) for k in range(3) for j in range(parts)]
+        assert seen == [(mixed_seed(9, k, 2 * j), mixed_seed(9, k, 2 * j + 1)) for k, j in want]
+        assert len({s for pair in seen for s in pair}) == 2 * len(want)
+
+
+def test_a_part_may_fail():
+    """Sixteen examples do not make three parts; a part that is no number stops the step."""
+    model, _, loss = setup()
+    with pytest.raises(ValueError, match=r"16 examples.* 3 equal parts.*accumulate"):
+        list(md.train(loss, model, batches, steps=1, lr=0.1, accumulate=3))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    calls = iter([1.0, float("nan")])
+    with pytest.raises(ValueError, match="loss is nan at step 0"):
+        list(md.train(lambda x, rng: model(x).mean() * next(calls), model, batches, steps=1,
+                      lr=0.1, accumulate=2))  # fmt: skip
+    assert same(before, model.state_dict())
+
+
+def test_bfloat16_follows_float32():
+    """The loss falls along the curve of float32, computed in bfloat16; weights stay float32.
+
+    bfloat16 rounds each of about four products and activations by up to 2^-9 relative: together
+    at most 1 % of an output, and the loss is its square: 2 %. The mean of 24 numbers has less.
+    """
+    curves = []
+    for autocast in (None, torch.bfloat16):
+        model, kinds = net(), set()
+        ema, loss = md.EMA(model), noise_of(model)
+        model[3].register_forward_hook(lambda m, x, y, kinds=kinds: kinds.add(y.dtype))
+        kwargs = {"steps": 150, "lr": 0.01, "ema": ema, "autocast": autocast}
+        curves.append(torch.tensor([s.loss for s in md.train(loss, model, noisy, **kwargs)]))
+        assert kinds == {torch.float32 if autocast is None else autocast}
+        assert not torch.is_autocast_enabled("cpu")
+        kept = [*model.parameters(), *ema.model.parameters()]
+        assert {p.dtype for p in kept} == {torch.float32}
+    torch.testing.assert_close(curves[1], curves[0], rtol=0.02, atol=0)
+    assert not torch.equal(*curves) and curves[1][-20:].mean() < 0.8 * curves[1][:20].mean()
+
+
+@pytest.fixture
+def half_on_cpu(monkeypatch):
+    """Let float16 run on the CPU, so that the scaling of its loss is tested without a GPU."""
+    monkeypatch.setattr(update, "NO_FLOAT16", set())
+
+
+def test_float16_skips_steps_that_overflow(half_on_cpu):
+    """The scale begins at 2^16, and a gradient of 1 per weight then overflows 65504 once.
+
+    That step changes nothing and is no error; the next, at half the scale, makes its update.
+    """
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(1.0)
+
+    def loss(x, rng):
+        return model(x).float().mean()
+
+    kwargs = {"steps": 2, "lr": 0.25, "optimizer": torch.optim.SGD, "clip": None}
+    states = md.train(loss, model, lambda k: torch.ones(1, 1), autocast=torch.float16, **kwargs)
+    assert not math.isfinite(next(states).grad_norm) and model.weight.item() == 1.0
+    assert next(states) == (2, 1.0, 1.0) and model.weight.item() == 0.75
+
+
+def test_float16_follows_float32(half_on_cpu):
+    """Rounding of 2^-11 in place of 2^-9: a quarter of the tolerance of bfloat16, and clipping.
+
+    Only steps that no overflow delayed can be compared: data small enough for the first scale.
+    """
+    curves = []
+    for autocast in (None, torch.float16):
+        model = net()
+        loss = noise_of(model)
+        kwargs = {"steps": 100, "lr": 0.01, "autocast": autocast, "accumulate": 2}
+        curves.append([*md.train(loss, model, noisy, **kwargs)])
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+    got, want = (torch.tensor([s.loss for s in curve]) for curve in curves)
+    torch.testing.assert_close(got, want, rtol=0.005, atol=0)
+    norms = [[s.grad_norm for s in curve] for curve in curves]
+    torch.testing.assert_close(*map(torch.tensor, norms), rtol=0.02, atol=0)  # of the true loss
+
+
+def test_the_scale_is_resumed(tmp_path, half_on_cpu):
+    """Broken off after the overflow of the first step: the rest is as in an unbroken run."""
+    ends = []
+    for stops in ((9,), (1, 4, 9)):
+        path = tmp_path / f"{len(stops)}.safetensors"
+        for stop in stops:
+            model = net()
+            loss = noise_of(model)
+            kwargs = {"steps": 9, "lr": 0.01, "save": path, "save_every": 1}
+            for step in md.train(
+                lambda x, rng, f=loss: 300 * f(x, rng), model, noisy, autocast=torch.float16,
+                **kwargs,
+            ):  # fmt: skip
+                if step.index == stop:
+                    break
+        ends.append(read_tensors(path))
+    assert same(ends[0][0], ends[1][0]) and ends[0][1] == ends[1][1]
+    scale = json.loads(ends[0][1]["run"])["scaler"]
+    assert scale["scale"] < 2**16 and 0 < scale["_growth_tracker"] < 9
+
+
+def test_float16_without_any_gradient_is_refused(half_on_cpu):
+    """An infinite slope at every scale is no overflow: after 41 halvings of 2^16 train says so."""
+    model = nn.Linear(1, 1)
+    seen = []
+    with pytest.raises(ValueError, match="gradient of loss has norm nan at step 40"):
+        for step in md.train(lambda x, rng: (0 * model(x)).sqrt().mean(), model,
+                             lambda k: torch.ones(2, 1), steps=99, lr=0.1,
+                             autocast=torch.float16):  # fmt: skip
+            seen.append(step)
+    assert len(seen) == 40
+    with pytest.raises(ValueError, match="loss is nan"):  # and this is an error at once
+        next(md.train(lambda x, rng: model(x).mean() * float("nan"), model,
+                      lambda k: torch.ones(2, 1), steps=9, lr=0.1,
+                      autocast=torch.float16))  # fmt: skip
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("autocast", "rtol"), [(torch.bfloat16, 0.02), (torch.float16, 0.005)])
+def test_mixed_precision_on_a_gpu(autocast, rtol):
+    """As on the CPU, with the tolerances of above."""
+    curves = []
+    for kind in (None, autocast):
+        model = net().cuda()
+        loss = noise_of(model)
+        steps = md.train(loss, model, lambda k: tuple(v.cuda() for v in noisy(k)), steps=100,
+                         lr=0.01, autocast=kind)  # fmt: skip
+        curves.append(torch.tensor([s.loss for s in steps]))
+    torch.testing.assert_close(curves[1], curves[0], rtol=rtol, atol=0)
+    assert not torch.equal(*curves)
+
+
 # ---- SIGKILL --------------------------------------------------------------------------------
 
 DRIVER = """
@@ -302,6 +509,8 @@ def test_sigkill_at_random_steps_resumes_to_the_same_bits(tmp_path):
         ({"seed": 3}, "seed=3.*seed=0"),
         ({"ema": None}, "ema"),
         ({"optimizer": torch.optim.SGD}, "optimizer.*Adam"),
+        ({"accumulate": 2}, r"accumulate=2.*accumulate=1"),
+        ({"autocast": torch.bfloat16}, "autocast=torch.bfloat16.*autocast=None"),
     ],
 )
 def test_another_runs_file_is_refused(tmp_path, change, word):
@@ -311,6 +520,26 @@ def test_another_runs_file_is_refused(tmp_path, change, word):
     with pytest.raises(ValueError, match=word):
         kwargs = {"steps": 20, "lr": 0.1, "ema": ema, "save": path} | change
         md.train(loss, model, batches, **kwargs)
+
+
+def test_a_file_from_before_parts_and_precision_goes_on(tmp_path):
+    """It says nothing of them, which means one part and no autocast."""
+    path, whole = tmp_path / "run.safetensors", setup()
+    run(*whole)
+    model, ema, loss = setup()
+    for step in md.train(loss, model, batches, steps=20, lr=1e-2, ema=ema, save=path, save_every=8):
+        if step.index == 8:
+            break
+    tensors, info = read_tensors(path)
+    older = json.loads(info["run"])
+    for name in ("processes*accumulate", "autocast", "scaler"):
+        del older[name]
+    write_tensors(path, tensors, info | {"run": json.dumps(older)})
+    with pytest.raises(ValueError, match=r"accumulate=2.*accumulate=1"):
+        md.train(loss, model, batches, steps=20, lr=1e-2, ema=ema, save=path, accumulate=2)
+    again = setup(seed=3)
+    assert len(run(*again, save=path)) == 12
+    assert same(again[0].state_dict(), whole[0].state_dict())
 
 
 def test_a_file_without_an_average_is_refused_with_one(tmp_path):
@@ -374,12 +603,25 @@ def test_a_safetensors_file_of_another_program_is_refused(tmp_path):
         ({"clip": 0.0}, "clip=0.0"),
         ({"seed": -1}, "seed"),
         ({"save_every": 0}, "save_every=0"),
+        ({"accumulate": 0}, "accumulate=0"),
+        ({"accumulate": 2.0}, "accumulate=2.0"),
+        ({"autocast": torch.float32}, "autocast=torch.float32"),
+        ({"autocast": "bf16"}, "autocast='bf16'"),
+        ({"autocast": torch.float16}, "autocast=torch.float16.*cpu.*bfloat16"),
     ],
 )
 def test_bad_arguments_are_refused_at_the_call(change, word):
     model, _, loss = setup()
     with pytest.raises(ValueError, match=word):
         md.train(loss, model, batches, **({"steps": 2, "lr": 0.1} | change))
+
+
+def test_mixed_precision_wants_float32_weights():
+    """float64 would silently stay float64."""
+    model = net().double()
+    with pytest.raises(ValueError, match=r"autocast=torch.bfloat16 .*float64: model.float"):
+        md.train(lambda x, rng: model(x).mean(), model, batches, steps=1, lr=0.1,
+                 autocast=torch.bfloat16)  # fmt: skip
 
 
 def test_a_model_without_parameters_is_refused():

@@ -456,10 +456,11 @@ def test_cap_last_is_per_entry_and_one_grey_value_by_default():
 
 
 def test_cap_last_of_a_grid_that_does_not_land():
-    """The last time itself is the last noisy one."""
-    times = torch.tensor([0.8, 0.5, 0.2], dtype=D)
-    capped = variance.cap_last(lambda m: 0.5, md.VP(), times)
-    assert [capped(m) < 0.5 for m in moves(md.VP(), times, eta=1.0)] == [False, True]
+    """The last time itself is then the last noisy one; two noisy times are enough."""
+    for times, want in (([0.8, 0.5, 0.2], [False, True]), ([0.5, 0.2, 0.0], [True, False])):
+        times = torch.tensor(times, dtype=D)
+        capped = variance.cap_last(lambda m: 0.5, md.VP(), times)
+        assert [capped(m) < 0.5 for m in moves(md.VP(), times, eta=1.0)] == want
 
 
 def test_learned_range_written_out():
