@@ -20,7 +20,7 @@ from .losses import Times, uniform_times
 from .predictions import FAINT, to_x0
 from .process import diffuse, moves, prior_kl
 from .schedules import BetaTable, Schedule
-from .tensors import check_data, check_same_shape, generator, randn_like
+from .tensors import bcast, check_data, check_same_shape, generator, randn_like
 from .variance import Variance, posterior_variance
 
 Decoder = Callable[[Tensor, Tensor, "Tensor | float"], Tensor]
@@ -81,7 +81,7 @@ def discretised_decoder(x0: Tensor, mean: Tensor, var: Tensor | float) -> Tensor
 
 def _check_decoder(x0: Tensor, mean: Tensor, var: Tensor | float) -> Tensor:
     check_same_shape("mean", mean, "x0", x0)
-    var = torch.as_tensor(var, dtype=x0.dtype, device=x0.device)
+    var = bcast(torch.as_tensor(var, dtype=x0.dtype, device=x0.device), x0)
     if not bool((var > 0).all()):
         raise ValueError(f"var reaches {float(var.min())}: give a positive variance")
     return var
@@ -183,6 +183,7 @@ def vlb(
                 -sum_entries(decoder(x0, guess, _positive(var, move.clipped, t))),
             )
         sigma2 = torch.as_tensor(_positive(var, 0.0, t), dtype=x0.dtype, device=x0.device)
+        sigma2 = bcast(sigma2, x0)
         gap = move.var + move.add**2 * (x0 - guess) ** 2
         steps.append(sum_entries((torch.log(sigma2 / move.var) + gap / sigma2 - 1) / 2))
     raise AssertionError("the last move has returned")
@@ -217,7 +218,7 @@ def continuous_vlb(
     Raises:
         ValueError: if the grid does not end at 0 or starts at signal 0.
 
-    Source: Kingma et al. (2021), equations 15 and 17.
+    Source: Kingma et al. (2021), section 5.1.
     """
     times, rng = _to_clean(times), generator(rng)
     check_data("x0", x0)

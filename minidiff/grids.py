@@ -78,7 +78,7 @@ def linspaced(T: int, n: int) -> Tensor:
     Raises:
         ValueError: if ``n`` is less than 2 or exceeds ``T``.
 
-    Source: Bao, Li, Zhu and Zhang (2022), Analytic-DPM, section 6 (even trajectory).
+    Source: Bao, Li, Zhu and Zhang (2022), Analytic-DPM, appendix F.4 (even trajectory).
     """
     _refuse_steps(T)
     _refuse_steps(n)

@@ -139,7 +139,7 @@ def learned_range(branch: Branch) -> Variance:
                 "eta=0 leaves no posterior variance to interpolate from: use ancestral, or "
                 "ddim with eta above 0, on a grid of at least two steps"
             )
-        share = (_second(branch)[1] + 1) / 2
+        share = (_second(branch, move)[1] + 1) / 2
         return torch.exp(share * math.log(move.forward) + (1 - share) * math.log(move.clipped))
 
     return variance
@@ -151,7 +151,7 @@ def _by_head(
     _check_most(most)
 
     def variance(move: Move) -> Tensor:
-        seen, second = _second(branch)
+        seen, second = _second(branch, move)
         signal, noise = float(move.at_t.signal), float(move.at_t.noise)
         if signal < FAINT:
             raise ValueError(
@@ -165,13 +165,19 @@ def _by_head(
     return variance
 
 
-def _second(branch: Branch) -> tuple[Seen, Tensor]:
+def _second(branch: Branch, move: Move) -> tuple[Seen, Tensor]:
     if branch.seen is None:
         raise ValueError(
             "branch was never called: give the sampler the very branch that the variance reads"
         )
     if branch.seen.second is None:
         raise ValueError("branch has no second output: its net must return Output(y, second)")
+    last, now = branch.seen.at.log_snr, move.at_t.log_snr
+    if bool((last != now).any()) and not bool(((last - now).abs() <= CLOSE).all()):
+        raise ValueError(
+            f"branch was last called at log_snr={float(last.max()):.6g}, the move leaves from "
+            f"{float(now):.6g}: give the sampler the very branch that the variance reads"
+        )
     return branch.seen, branch.seen.second
 
 

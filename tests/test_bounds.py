@@ -251,7 +251,7 @@ def test_vlb_where_the_last_variance_is_zero():
     table, times = TABLE, md.ddpm_steps(4)
 
     def some(move):
-        return torch.tensor([0.3, 0.0], dtype=D) if move.var == 0 else move.var
+        return torch.tensor([[0.3, 0.0]], dtype=D) if move.var == 0 else move.var
 
     got = bounds.vlb(wrong, table, x0, times, variance=some, rng=seed(7))
     g = seed(7)
@@ -778,3 +778,26 @@ def test_hybrid_loss_refuses_bad_input():
         run(net=Plain())
     with pytest.raises(ValueError, match="second has shape"):
         run(net=Narrow())
+
+
+def test_a_variance_an_example_is_not_one_an_entry():
+    """A variance of shape (B,) belongs to examples, also where B equals the last axis."""
+    x0, mean = torch.zeros(3, 3, dtype=torch.float64), torch.ones(3, 3, dtype=torch.float64)
+    var = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    got = bounds.gaussian_decoder(x0, mean, var)
+    for i, v in enumerate(var.tolist()):
+        want = -0.5 * (math.log(2 * math.pi * v) + 1 / v)
+        assert got[i].tolist() == pytest.approx([want] * 3, rel=1e-12)
+    with pytest.raises(ValueError, match="give shape"):
+        bounds.gaussian_decoder(x0, mean, torch.ones(2))
+    times = md.grids.uniform(3)
+    each = md.likelihood.vlb(
+        lambda x, t: 0 * x, md.VP(), x0, times, variance=lambda move: var,
+        rng=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    for i, v in enumerate(var.tolist()):
+        one = md.likelihood.vlb(
+            lambda x, t: 0 * x, md.VP(), x0, times, variance=lambda move, v=v: v,
+            rng=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        torch.testing.assert_close(each.total[i], one.total[i])

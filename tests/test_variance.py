@@ -146,6 +146,12 @@ def fixed(y, second):
     return branch
 
 
+def heard(branch, move):
+    """Let a branch's last call have been at the level that a move leaves; return the move."""
+    branch.seen = branch.seen._replace(at=move.at_t)
+    return move
+
+
 def test_bounds_on_the_ring_are_ordered():
     """On a few steps the variance decides: analytic < beta < beta tilde, down to the true NLL.
 
@@ -220,9 +226,11 @@ def test_heads_written_out(head):
     branch = fixed(torch.zeros(1, 2), [[second, second]])
     x = torch.tensor([[0.8, -0.8]], dtype=D)  # x0 = 0, so that eps is 1 and -1
     branch.seen = branch.seen._replace(x=x, x0=torch.zeros_like(x))
-    got = READ[head](branch)(move_of(signal=0.6, noise=0.8, add=0.5, var=0.1))
+    got = READ[head](branch)(heard(branch, move_of(signal=0.6, noise=0.8, add=0.5, var=0.1)))
     torch.testing.assert_close(got, torch.full((1, 2), 0.1 + 0.25 * 16 / 9, dtype=D), **EXACT)
-    got = READ[head](branch, most=1.5)(move_of(signal=0.6, noise=0.8, add=0.5, var=0.1))
+    got = READ[head](branch, most=1.5)(
+        heard(branch, move_of(signal=0.6, noise=0.8, add=0.5, var=0.1))
+    )
     torch.testing.assert_close(got, torch.full((1, 2), 0.1 + 0.25 * 1.5, dtype=D), **EXACT)
 
 
@@ -230,7 +238,7 @@ def test_heads_written_out(head):
 def test_doubt_below_zero_counts_as_none(head):
     """A head may say less than the squared mean; the step then keeps the posterior variance."""
     branch = fixed(torch.ones(1, 2), [[-0.5, -0.1]])
-    assert READ[head](branch)(move_of(var=0.1)).tolist() == [[0.1, 0.1]]
+    assert READ[head](branch)(heard(branch, move_of(var=0.1))).tolist() == [[0.1, 0.1]]
 
 
 @pytest.mark.parametrize("share, least", [(0.8, 0.2), (1.2, 2.0)])
@@ -470,13 +478,16 @@ def test_learned_range_written_out():
     tilde = [(1 - bar[t - 1]) / (1 - bar[t]) * betas[t - 1] for t in (3, 2)]
     small = [*tilde, tilde[1]]  # the move onto clean data takes that of the move before
     v = [[1.0, -1.0, 0.0, 2.0]]
-    got = variance.learned_range(fixed(torch.zeros(1, 4), v))
+    branch = fixed(torch.zeros(1, 4), v)
+    got = variance.learned_range(branch)
     chain = moves(md.BetaTable(torch.tensor(betas)), md.ddpm_steps(3), eta=1.0)
     for move, beta, low in zip(chain, (0.6, 0.3, 0.1), small, strict=True):
         want = [[beta, low, (beta * low) ** 0.5, beta**1.5 / low**0.5]]
-        torch.testing.assert_close(got(move), torch.tensor(want, dtype=D), rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            got(heard(branch, move)), torch.tensor(want, dtype=D), rtol=1e-6, atol=0
+        )
     torch.testing.assert_close(
-        got(move_of(forward=0.3, clipped=0.1)),
+        got(heard(branch, move_of(forward=0.3, clipped=0.1))),
         torch.tensor([[0.3, 0.1, 0.03**0.5, 0.3**1.5 / 0.1**0.5]], dtype=D),
         **EXACT,
     )
@@ -514,8 +525,8 @@ def test_learned_range_needs_a_posterior_variance():
 def test_heads_need_signal(make):
     branch = fixed(torch.zeros(1, 2), torch.ones(1, 2))
     with pytest.raises(ValueError, match=r"signal=9.9e-07 is below"):
-        make(branch)(move_of(signal=9.9e-7, noise=1.0))
-    make(branch)(move_of(signal=1.01e-6, noise=1.0))
+        make(branch)(heard(branch, move_of(signal=9.9e-7, noise=1.0)))
+    make(branch)(heard(branch, move_of(signal=1.01e-6, noise=1.0)))
 
 
 @pytest.mark.parametrize("most", [0.0, -1.0, math.nan])
@@ -544,3 +555,20 @@ def test_mean_covariance_and_cap_refuse_bad_input():
         variance.cap_last(md.posterior_variance, TABLE, torch.tensor([0.5, 0.0]))
     with pytest.raises(ValueError, match="decrease strictly"):
         variance.cap_last(md.posterior_variance, TABLE, torch.tensor([0.2, 0.5, 0.0]))
+
+
+def test_a_branch_of_another_time_is_refused():
+    """A variance that would read another call than that of its move raises."""
+
+    class Two(torch.nn.Module):
+        def forward(self, x, t, cond=None):
+            return md.Output(x, torch.ones_like(x))
+
+    branch = md.Denoiser(Two(), md.VP(), "eps").given(None)
+    steps = moves(md.VP(), md.grids.uniform(4, start=0.9), eta=1.0)
+    x = torch.ones(2, 3, dtype=torch.float64)
+    for make in (md.variance.sn, md.variance.npr, md.variance.learned_range):
+        branch(x, 0.9)
+        make(branch)(steps[0])
+        with pytest.raises(ValueError, match="very branch"):
+            make(branch)(steps[1])
