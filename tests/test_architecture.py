@@ -60,7 +60,8 @@ HEAVY = {"matplotlib", "torchvision", "sklearn", "scipy", "mlxtend", "tqdm", "di
 OUTSIDE = {  # packages from elsewhere that a part may import at its top
     "plots": {"matplotlib", "numpy", "torch"},
     "data": {"numpy", "torch"},
-    "training": {"safetensors", "torch"},
+    "files": {"safetensors", "torch"},
+    "distributed": {"accelerate", "torch"},
     "tensors": {"numpy", "torch"},
 }
 FLAT = """
