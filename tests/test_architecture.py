@@ -42,11 +42,7 @@ CORE |= {
 }
 ORACLES = {"schedules", "tensors"}  # closed forms, computed apart from the core
 ALLOWED = CORE | {
-    "components": ORACLES,
-    "line": ORACLES,
-    "mixtures": ORACLES | {"components", "line"},
-    "oracles": ORACLES | {"components", "line", "mixtures"},
-    "exact": ORACLES | {"components", "line", "mixtures", "oracles"},
+    "exact": ORACLES | {"exact"},
     "files": set(),
     "distributed": {"tensors"},
     "update": {"tensors", "distributed"},

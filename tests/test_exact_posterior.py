@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import minidiff as md
-from minidiff import exact, line
+from minidiff import exact
+from minidiff.exact import line
 
 D = torch.float64
 PATHS = {
@@ -276,7 +277,7 @@ def test_mmse_where_widths_differ_much():
 def test_mmse_in_pieces(monkeypatch):
     """Many points are looked at in pieces: the sum does not depend on their size."""
     whole = line_points().mmse(0.3, md.VP())
-    monkeypatch.setattr("minidiff.mixtures.CHUNK", 50)
+    monkeypatch.setattr("minidiff.exact.mixtures.CHUNK", 50)
     assert line_points().mmse(0.3, md.VP()) == pytest.approx(whole, rel=1e-13)
 
 

@@ -1,7 +1,7 @@
 """The components of a mixture of Gaussians: the axes along which their entries are independent.
 
-For :mod:`minidiff.mixtures`. A component with a full covariance is an independent one in turned
-coordinates, and noise looks the same in all of them; so there is one arithmetic for both kinds.
+For :mod:`minidiff.exact.mixtures`. A component with a full covariance is an independent one in
+turned coordinates, and noise looks the same in all of them; so there is one arithmetic for both.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .schedules import Level
-from .tensors import check_data
+from ..schedules import Level
+from ..tensors import check_data
 
 
 class Posterior(NamedTuple):

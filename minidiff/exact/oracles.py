@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..schedules import LinearPath, Schedule
+from ..tensors import check_data, check_mask
 from .components import check_covs
 from .mixtures import FullMixture, GaussianMixture
-from .schedules import LinearPath, Schedule
-from .tensors import check_data, check_mask
 
 
 class ConditionalGaussian:

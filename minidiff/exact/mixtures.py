@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..schedules import Level, Schedule
+from ..tensors import check_data, generator, randn
 from .components import (
     FullPosterior,
     Parts,
@@ -28,8 +30,6 @@ from .components import (
     positive,
 )
 from .line import nodes, rearrange
-from .schedules import Level, Schedule
-from .tensors import check_data, generator, randn
 
 NO_DENSITY = "t=0: a finite data set has no density without noise, use t > 0"
 MIXED = "t mixes 0 and noisy times: give a finite set all clean or none"

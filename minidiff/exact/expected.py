@@ -1,9 +1,4 @@
-"""Exact oracles: data whose quantities under diffusion are known in closed form.
-
-Their one address: the mixtures of :mod:`minidiff.mixtures`, the oracles of imputation and of
-forecasting of :mod:`minidiff.oracles`, and below the bound that an exact denoiser reaches. Nothing
-here uses the package's own process, variances or likelihoods, so it can judge them.
-"""
+"""The variational bound that an exact denoiser reaches on average, in closed form."""
 
 from __future__ import annotations
 
@@ -12,23 +7,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from .components import FullPosterior, Posterior
-from .mixtures import Empirical, FullMixture, Gaussian, GaussianMixture
-from .oracles import AR1, ConditionalGaussian, Forecast
-from .schedules import Schedule
-
-__all__ = [
-    "AR1",
-    "ConditionalGaussian",
-    "Empirical",
-    "Forecast",
-    "FullMixture",
-    "FullPosterior",
-    "Gaussian",
-    "GaussianMixture",
-    "Posterior",
-    "bound",
-]
+from ..schedules import Schedule
+from .mixtures import GaussianMixture
 
 
 def bound(

@@ -1,0 +1,24 @@
+"""Exact oracles: data whose quantities under diffusion are known in closed form.
+
+Mixtures of Gaussians and finite data sets, oracles of imputation and of forecasting, and the bound
+that an exact denoiser reaches. Nothing here uses the package's own process, variances or
+likelihoods, so it can judge them.
+"""
+
+from .components import FullPosterior, Posterior
+from .expected import bound
+from .mixtures import Empirical, FullMixture, Gaussian, GaussianMixture
+from .oracles import AR1, ConditionalGaussian, Forecast
+
+__all__ = [
+    "AR1",
+    "ConditionalGaussian",
+    "Empirical",
+    "Forecast",
+    "FullMixture",
+    "FullPosterior",
+    "Gaussian",
+    "GaussianMixture",
+    "Posterior",
+    "bound",
+]
