@@ -96,7 +96,8 @@ def drop(cond: Any, null: Any, p: float, *, rng: torch.Generator | None = None) 
     .. math:: c_i \leftarrow \begin{cases} \varnothing & u_i < p \\ c_i & \text{otherwise}
         \end{cases}, \qquad u_i\sim U[0,1)
 
-    One model then learns the conditional and the unconditional denoiser that :func:`cfg` needs.
+    One model then learns the conditional and the unconditional denoiser that
+    :func:`~minidiff.guidance.cfg` needs.
 
     Args:
         cond: A Tensor with leading axis B, or a NamedTuple of such.

@@ -89,7 +89,7 @@ class Update:
                 )
             total += float(value.detach())
             mean = value / self.accumulate
-            (mean if self.scaler is None else self.scaler.scale(mean.float())).backward()
+            (mean if self.scaler is None else self.scaler.scale(mean)).backward()
         return total / self.accumulate
 
     def _step(self, k: int, norm: float) -> None:

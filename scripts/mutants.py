@@ -55,12 +55,13 @@ from typing import Any, NamedTuple
 from ledger_check import ROOT, all_of, collect, forked
 
 MODULES = (
-    *("tables", "schedules", "process", "predictions", "variance", "losses"),
-    *("samplers", "solvers", "stochastic", "guidance", "likelihood"),
+    *("tables", "schedules", "process", "predictions", "variance", "times", "losses"),
+    *("samplers", "solvers", "stochastic", "conditions", "guidance", "bounds", "likelihood"),
 )
 SUITE = (
     *("tensors", "tables", "schedules", "grids", "process", "predictions", "denoiser", "variance"),
-    *("losses", "samplers", "solvers", "stochastic", "guidance", "likelihood", "exact"),
+    *("times", "losses", "samplers", "solvers", "stochastic", "conditions", "guidance", "bounds"),
+    *("likelihood", "exact", "exact_bound", "exact_full", "exact_oracles", "exact_posterior"),
     *("formulas", "contracts", "inputs", "notation"),
 )
 COPIED = ("minidiff", "tests", "scripts", "book", "pyproject.toml")  # what the core tests read

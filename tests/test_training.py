@@ -298,6 +298,23 @@ def test_every_part_has_streams_of_its_own():
         assert len({s for pair in seen for s in pair}) == 2 * len(want)
 
 
+def test_a_feed_that_draws_from_the_global_state_goes_on_in_its_stream():
+    """Not what a feed should do; but it has always drawn before dropout, from one stream."""
+    state, model = [], net()
+
+    def feed(step):
+        return torch.randn(16, 2)
+
+    def loss(x, rng):
+        state.append((x, torch.rand(3)))
+        return model(x).square().mean()
+
+    list(md.train(loss, model, feed, steps=1, lr=0.1, seed=9))
+    rng = torch.Generator().manual_seed(mixed_seed(9, 0, 1))
+    want = torch.randn(16, 2, generator=rng), torch.rand(3, generator=rng)
+    assert all(torch.equal(a, b) for a, b in zip(state[0], want, strict=True))
+
+
 def test_a_part_may_fail():
     """Sixteen examples do not make three parts; a part that is no number stops the step."""
     model, _, loss = setup()

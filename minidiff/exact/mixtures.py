@@ -2,7 +2,7 @@
 
 Diffusing a mixture gives a mixture, and so does conditioning on its noisy value, so nothing here
 is an approximation. Four kinds: independent entries, full covariances, one Gaussian, and a finite
-data set, which is one component of width 0 for each point. Public through :mod:`minidiff.exact`.
+data set, which is one component of width 0 for each point. Public through ``minidiff.exact``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Two oracles with a condition: a Gaussian with known entries, and a series with a known past.
 
-The first answers for imputation, the second for forecasting. Public through :mod:`minidiff.exact`.
+The first answers for imputation, the second for forecasting. Public through ``minidiff.exact``.
 """
 
 from __future__ import annotations
