@@ -20,7 +20,8 @@ def bound(
     r"""Expected variational bound of a chain with the exact denoiser, in nats an example.
 
     The sum of three kinds of terms, with :math:`\mathcal E_t` the
-    :meth:`~minidiff.exact.mixtures.GaussianMixture.mmse` at t and D entries. From the start (:eq:`eq:expected-start`):
+    :meth:`~minidiff.exact.mixtures.GaussianMixture.mmse` at t and D entries. From the start
+    (:eq:`eq:expected-start`):
 
     .. math:: L_T = \frac D2\Bigl(\frac{\mathrm{signal}_T^2\,\mathrm E[x_0^2]+\mathrm{noise}_T^2}
         {\mathrm{signal}_T^2+\mathrm{noise}_T^2} - 1
