@@ -28,7 +28,7 @@ from .denoiser import Denoiser
 from .losses import denoising_loss
 from .nets import UNet
 from .schedules import BetaTable, linear_betas
-from .training import EMA, load_weights, read_tensors, train, write_tensors
+from .training import EMA, load_weights, processes, read_tensors, train, write_tensors
 
 WEIGHTS = Path(__file__).parent / "weights"
 FORMAT = "minidiff-weights-1"
@@ -147,7 +147,8 @@ def make(
 ) -> None:
     """Train a shipped model as its card says and write file and card into ``folder``.
 
-    Can be interrupted and called again. Takes half an hour to hours on a CPU.
+    Can be interrupted and called again. Takes half an hour to hours on a CPU. Under
+    ``accelerate launch -m minidiff.checkpoints train NAME`` all processes share each batch.
     """
     from tqdm import tqdm
 
@@ -158,7 +159,8 @@ def make(
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         model = recipe.build()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    here = processes()
+    device, first = here.device, here.rank == 0  # the first process alone talks and writes
     model.to(device)
     ema = EMA(model, recipe.decay)
     feed = batches(recipe.data(), recipe.batch, seed)
@@ -171,9 +173,11 @@ def make(
     run = train(
         loss, model, feed, steps=steps, lr=recipe.rate, ema=ema, seed=seed, save=running
     )  # fmt: skip
-    for step in (bar := tqdm(run, total=steps, mininterval=10)):
+    for step in (bar := tqdm(run, total=steps, mininterval=10, disable=not first)):
         recent = step.loss if step.index == 1 else 0.99 * recent + 0.01 * step.loss
         bar.set_postfix(loss=f"{recent:.4f}", refresh=False)
+    if not first:
+        return
     path = folder / f"{name}.safetensors"
     save(ema.model, path, half=True, note=recipe.about)
     card = {
@@ -183,7 +187,7 @@ def make(
         "images": steps * recipe.batch,
         "seconds": round(time.perf_counter() - start),
         "threads": torch.get_num_threads(),
-        "machine": f"{platform.system()} {platform.machine()}, {device}",
+        "machine": f"{platform.system()} {platform.machine()}, {here.count} x {device.type}",
         "torch": torch.__version__,
         "seed": seed,
         "loss": round(recent, 5),

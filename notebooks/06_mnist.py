@@ -244,7 +244,7 @@ ax = md.plots.images(plt.figure(figsize=(6, 3.8)).gca(), samples[:60])
 
 
 # %%
-def classifier():
+def judge_net():
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.SiLU(), nn.MaxPool2d(2),
         nn.Conv2d(16, 32, 3, padding=1), nn.SiLU(), nn.MaxPool2d(2),
@@ -254,7 +254,7 @@ def classifier():
 
 with torch.random.fork_rng([]):
     torch.manual_seed(0)
-    judge = classifier()
+    judge = judge_net()
 run = md.train(
     lambda batch, rng: F.cross_entropy(judge(batch[0]), batch[1]),
     judge, md.data.batches((trained, labels[:4000]), 64), steps=classifier_steps, lr=1e-3,

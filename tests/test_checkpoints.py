@@ -69,12 +69,12 @@ def test_saving_replaces_only_by_a_whole_file(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     checkpoints.save(model(), path)
     before = path.read_bytes()
-    from minidiff import training
+    from minidiff.training import files
 
     def full(*args):
         raise OSError("no space left")
 
-    monkeypatch.setattr(training.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         checkpoints.save(model(seed=1), path)
     assert path.read_bytes() == before

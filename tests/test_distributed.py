@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import minidiff as md
-from minidiff import training
-from minidiff.distributed import Processes, processes, share
+from minidiff.training import loop as training
+from minidiff.training.distributed import Processes, processes, share
 
 D = torch.float64
 EXACT = {"rtol": 1e-10, "atol": 1e-12}  # sums in another order, 20 steps of Adam in float64
@@ -329,7 +329,9 @@ def test_only_the_first_process_writes(launched):
     assert zero["first-written"] == ["whole-run.safetensors"] * 3  # steps 7, 14, 20
     assert one["first-written"] == one["second-written"] == []
     assert not list(launched.folder.glob("*.partial"))
-    assert launched.ends[1] == (0, "")
+    status, output = launched.ends[1]
+    nameless = "hostname of the client socket cannot be retrieved"  # torch, with the network cut
+    assert status == 0 and [line for line in output.splitlines() if nameless not in line] == []
 
 
 @pytest.mark.parametrize(

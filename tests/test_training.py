@@ -14,9 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import minidiff as md
-from minidiff import update
 from minidiff.tensors import mixed_seed
-from minidiff.training import read_tensors, write_tensors
+from minidiff.training import read_tensors, update, write_tensors
 
 D = torch.float64
 
@@ -684,7 +683,7 @@ def test_frozen_parameters_stay(tmp_path):
 
 def test_write_tensors_is_atomic(tmp_path, monkeypatch):
     """An error while writing leaves the older file whole."""
-    from minidiff import files
+    from minidiff.training import files
 
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"x": torch.ones(3)}, {"note": "old"})

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from ..tensors import seeded
 from .distributed import processes
 from .files import load_weights, read_tensors, write_tensors
-from .tensors import seeded
 from .update import Update, check_autocast
 
 __all__ = ["EMA", "FORMAT", "Step", "load_weights", "read_tensors", "train", "write_tensors"]

@@ -1,9 +1,9 @@
 """Several processes that train one model, as ``accelerate launch`` starts them, one on each device.
 
-Every process runs the same script. :func:`minidiff.train` finds out by itself; a script needs this
+Every process runs the same script. :func:`~minidiff.training.loop.train` finds out by itself; a script needs this
 module only to put its model in the right place and to do what one process alone should do::
 
-    here = md.distributed.processes()
+    here = md.training.processes()
     model.to(here.device)
     ...
     if here.rank == 0:
@@ -43,7 +43,7 @@ class Processes(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """The device of this process: move the model here."""
+        """Device of this process; move the model here."""
         if self.count == 1:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         from accelerate import PartialState
@@ -56,7 +56,7 @@ class Processes(NamedTuple):
             if p.device.type != self.device.type or (p.is_cuda and p.device != self.device):
                 raise ValueError(
                     f"model is on {p.device}, but process {self.rank} of {self.count} works on "
-                    f"{self.device}: model.to(minidiff.distributed.processes().device)"
+                    f"{self.device}: model.to(minidiff.training.processes().device)"
                 )
 
     def check_same(self, facts: object) -> None:
@@ -96,7 +96,7 @@ class Processes(NamedTuple):
         return values
 
     @torch.no_grad()
-    def average_gradients(self, params: list[nn.Parameter]) -> None:
+    def average_gradients(self, params: Iterable[Tensor]) -> None:
         r"""Replace each gradient by its mean over the processes (:eq:`eq:accumulate`).
 
         A parameter without a gradient on some processes counts as 0 there; without one on all of

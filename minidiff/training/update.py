@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from ..tensors import mixed_seed, seeded
 from .distributed import Processes, share
-from .tensors import mixed_seed, seeded
 
 NO_FLOAT16 = {"cpu"}  # float16 is slower than float32 there
 SMALLEST_SCALE = 2.0**-24  # of a loss in float16: if gradients overflow below it, they always do
