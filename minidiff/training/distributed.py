@@ -1,7 +1,7 @@
 """Several processes that train one model, as ``accelerate launch`` starts them, one on each device.
 
-Every process runs the same script. :func:`~minidiff.training.loop.train` finds out by itself; a script needs this
-module only to put its model in the right place and to do what one process alone should do::
+Every process runs the same script. :func:`~minidiff.training.loop.train` finds out by itself; a
+script needs this module only to put its model in the right place and to do what one process alone should do::
 
     here = md.training.processes()
     model.to(here.device)
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # as accelerate reads them
 
