@@ -1,7 +1,8 @@
 """Several processes that train one model, as ``accelerate launch`` starts them, one on each device.
 
 Every process runs the same script. :func:`~minidiff.training.loop.train` finds out by itself; a
-script needs this module only to put its model in the right place and to do what one process alone should do::
+script needs this module only to put its model in the right place and to do what one process alone
+should do::
 
     here = md.training.processes()
     model.to(here.device)
