@@ -307,3 +307,13 @@ def test_prior_kl_written_out():
     got = float(md.prior_kl(at, torch.tensor([[2.0]], dtype=D)))
     assert got == pytest.approx(want, rel=1e-6)  # a small difference of 1 and 1
     assert md.prior_kl(at, torch.zeros(3, dtype=D)).shape == (3,)  # events may be scalars
+
+
+@pytest.mark.parametrize("call", [md.posterior, lambda t, s, x, y: md.step_forward(s, t, x, y)])
+def test_one_swapped_example_among_good_ones_is_refused(call):
+    """The check is of every example: one with s above t does not hide behind the others."""
+    path, x = md.VP(), torch.zeros(3, 2, dtype=torch.float64)
+    at_t = path(torch.tensor([0.9, 0.5, 0.9], dtype=torch.float64))
+    at_s = path(torch.tensor([0.4, 0.6, 0.4], dtype=torch.float64))
+    with pytest.raises(ValueError, match="noisier than at_s everywhere"):
+        call(at_t, at_s, x, x)
