@@ -70,7 +70,9 @@ def test_ancestral_race_is_between_equal_chains():
 
 
 def test_unets_are_of_one_size():
-    """Within 5 % of the parameters, and both work: one pass each way gives positive rates."""
-    rows, forward, training = throughput.measure(repeats=1)
-    assert 0.95 <= rows[0].parameters / rows[1].parameters <= 1.05
-    assert forward > 0 and training > 0 and rows[0].net == "minidiff"
+    """Within 6 % of the parameters, and all work: one pass each way gives positive rates."""
+    rows = throughput.measure(repeats=1)
+    assert [r.net for r in rows][:2] == ["minidiff", "diffusers"]
+    for r in rows:
+        assert 0.94 <= r.parameters / rows[0].parameters <= 1.06
+        assert r.forward > 0 and r.training > 0
