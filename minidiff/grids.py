@@ -68,7 +68,7 @@ def strided(T: int, n: int) -> Tensor:
 
 
 def linspaced(T: int, n: int) -> Tensor:
-    r"""``n`` of the ``T`` steps of a table with step T and step 1 among them, then 0.
+    r"""``n`` steps of a table, evenly from T to 1, and then 0 (:eq:`eq:linspaced`).
 
     .. math:: i_k = \mathrm{round}\Bigl(1 + k\,\frac{T-1}{n-1}\Bigr), \quad k = n-1, .., 0
 
@@ -121,7 +121,7 @@ def karras(
     sigma_max: float = 80.0,
     rho: float = 7.0,
 ) -> Tensor:
-    r"""Noise-to-signal ratios equally spaced in their ``rho``-th root, then clean data.
+    r"""Ratios of noise to signal, evenly spaced in their ``rho``-th root, then 0 (:eq:`eq:karras`).
 
     .. math:: \sigma_i = \Bigl(\sigma_{\max}^{1/\rho}
         + \tfrac{i}{n-1}(\sigma_{\min}^{1/\rho}-\sigma_{\max}^{1/\rho})\Bigr)^\rho,

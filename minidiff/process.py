@@ -203,7 +203,7 @@ def drift_diffusion(at: Level) -> tuple[Tensor, Tensor]:
 
 
 def prior_kl(at: Level, x0: Tensor) -> Tensor:
-    r"""KL divergence from ``q(x_t | x0)`` to the prior ``N(0, signal^2 + noise^2)`` in nats.
+    r"""KL divergence from ``q(x_t | x0)`` to the prior, in nats (:eq:`eq:prior-kl`).
 
     .. math:: \frac12\sum_i\Bigl(\frac{\mathrm{signal}^2x_{0,i}^2+\mathrm{noise}^2}{s^2}
         - 1 - \log\frac{\mathrm{noise}^2}{s^2}\Bigr),

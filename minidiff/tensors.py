@@ -88,7 +88,7 @@ def randn(
 
 
 def masked_mean(value: Tensor, mask: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
-    r"""Average ``value`` where ``mask`` is True: one ratio of sums.
+    r"""Average ``value`` where ``mask`` is True: one ratio of sums (:eq:`eq:masked-mean`).
 
     .. math:: \sum_i m_i v_i \Big/ \sum_i m_i
 

@@ -140,7 +140,7 @@ def test_seen_is_the_last_call():
 
 
 def test_seen_serves_a_variance():
-    """A variance that reads the second head costs no further network call (DESIGN, contract 4)."""
+    """A variance that reads the second head costs no further network call."""
 
     class Counting(TwoHeads):
         calls = 0

@@ -131,7 +131,7 @@ def test_karras_written_out(path):
 
 
 def test_karras_on_ve_ends_with_sigma_min_and_clean_data():
-    """DESIGN's contract 1: [.., sigma_min, 0] strictly decreases although VE jumps at 0."""
+    """[.., sigma_min, 0] strictly decreases although VE jumps at 0."""
     path = md.VE()
     times = grids.karras(path, 18)
     is_grid(times, 18)

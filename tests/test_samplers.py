@@ -575,7 +575,7 @@ def test_the_start_is_not_changed():
 
 
 def test_one_schedule_call_serves_the_whole_grid():
-    """Contract 3: all moves come from one call; the loop asks the schedule nothing."""
+    """All moves come from one call; the loop asks the schedule nothing."""
 
     class Counting(md.Schedule):
         calls = 0

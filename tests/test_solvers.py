@@ -595,7 +595,7 @@ def test_randomness_is_the_generators(solver, global_state_untouched):
 
 @each_solver
 def test_the_loop_asks_the_schedule_nothing(solver):
-    """Contract 3: what is known before the first call of the denoiser is computed at the call."""
+    """What is known before the first call of the denoiser is computed at the call."""
 
     class Counting(md.Schedule):
         calls = 0
