@@ -69,15 +69,26 @@ def _maruyama(
     rng: torch.Generator,
 ) -> Iterator[State]:
     no_grad = torch.no_grad()  # left at every yield: the caller's mode is the caller's
-    for (t, s), (keep, add, std) in zip(pairwise(times), rows, strict=True):
+    for (t, s), row in zip(pairwise(times), rows, strict=True):
         with no_grad:
-            x0 = predict(denoise, x, t)
-            if s == 0:
-                x = x0
-            else:
-                x = torch.add(keep * x, x0, alpha=add)
-                x = torch.add(x, randn_like(x, rng), alpha=std)
+            x, x0 = _step(denoise, x, t, s, row, rng)
         yield State(s, x, x0)
+
+
+def _step(
+    denoise: Denoise,
+    x: Tensor,
+    t: Tensor,
+    s: Tensor,
+    row: tuple[float, float, float],
+    rng: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Ask at t and move to s: ``keep x + add x0 + std z``, or the prediction itself at s = 0."""
+    x0, (keep, add, std) = predict(denoise, x, t), row
+    if s == 0:
+        return x0, x0
+    x = torch.add(keep * x, x0, alpha=add)
+    return torch.add(x, randn_like(x, rng), alpha=std), x0
 
 
 def langevin(
@@ -211,12 +222,7 @@ def _correct(
         with no_grad:
             for _ in range(corrections):
                 x = _shake(x, predict(denoise, x, t), signal, noise, step, rng)
-            x0 = predict(denoise, x, t)
-            if s == 0:
-                x = x0
-            else:
-                x = torch.add(keep * x, x0, alpha=add)
-                x = torch.add(x, randn_like(x, rng), alpha=std)
+            x, x0 = _step(denoise, x, t, s, (keep, add, std), rng)
         yield State(s, x, x0)
 
 

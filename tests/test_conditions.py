@@ -6,28 +6,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from paths import D, data, each_path, seeded
 from torch import Tensor
 
 import minidiff as md
 from minidiff import conditions as C
-
-D = torch.float64
-PATHS = {
-    "VP": md.VP(),
-    "Cosine": md.Cosine(),
-    "LinearPath": md.LinearPath(),
-    "VE": md.VE(),
-    "BetaTable": md.BetaTable(md.linear_betas(1000)),
-}
-each_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def data(*shape, seed=0, dtype=D):
-    return torch.randn(*shape, dtype=dtype, generator=seeded(seed))
 
 
 def num(value):

@@ -486,17 +486,24 @@ def test_samplers_do_not_mix_examples(sampler):
 
 
 @each("sampler", SAMPLERS)
-def test_samplers_keep_float32(sampler):
-    """Data in float32 stay so; times come to the denoiser as float64 scalars on the CPU."""
-    truth = oracle(md.VP(), (2,))
+def test_samplers_keep_float32_and_no_graph(sampler):
+    """Data in float32 stay so, times come as float64 scalars on the CPU; no graph is built, and
+    the caller's grad mode is the caller's between two steps.
+    """
+    truth, weight = oracle(md.VP(), (2,)), torch.tensor(1.0, requires_grad=True)
 
     def denoise(x, t):
         assert x.dtype == torch.float32 and t.dtype == D and t.ndim == 0
-        return truth(x.double(), t).float()
+        return weight * truth(x.double(), t).float()
 
-    start, times = noise(3, 2).float(), md.grids.uniform(4)
+    start, times = noise(3, 2).float().requires_grad_(), md.grids.uniform(4)
     for state in sampler.run(denoise, md.VP(), start, times, rng=seeded()):
         assert state.x.dtype == torch.float32 and state.t.dtype == D
+        assert torch.is_grad_enabled()
+        assert not state.x.requires_grad and not state.x0.requires_grad
+    with torch.no_grad():
+        for _ in sampler.run(denoise, md.VP(), start, times, rng=seeded()):
+            assert not torch.is_grad_enabled()
 
 
 @each("sampler", SAMPLERS)

@@ -7,19 +7,10 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
+from paths import D, each_path
 
 import minidiff as md
 from minidiff import grids
-
-D = torch.float64
-PATHS = {
-    "VP": md.VP(),
-    "Cosine": md.Cosine(),
-    "LinearPath": md.LinearPath(),
-    "VE": md.VE(),
-    "BetaTable": md.BetaTable(md.linear_betas(1000)),
-}
-each_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
 
 
 def is_grid(times, n, *, end=0.0):

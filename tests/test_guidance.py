@@ -5,28 +5,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from paths import D, data, each_path, seeded
 
 import minidiff as md
 from minidiff import guidance as G
-
-D = torch.float64
-PATHS = {
-    "VP": md.VP(),
-    "Cosine": md.Cosine(),
-    "LinearPath": md.LinearPath(),
-    "VE": md.VE(),
-    "BetaTable": md.BetaTable(md.linear_betas(1000)),
-}
-each_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def data(*shape, seed=0, dtype=D):
-    return torch.randn(*shape, dtype=dtype, generator=seeded(seed))
-
 
 T = torch.tensor(0.5, dtype=D)
 PATH = md.LinearPath()  # at t = 1/2 and t = 3/4 the ratio noise/signal is exactly 1 and 3

@@ -7,23 +7,10 @@ import math
 
 import pytest
 import torch
+from paths import PATHS, D, data, each_path
 
 import minidiff as md
 from minidiff import predictions
-
-D = torch.float64
-PATHS = {
-    "VP": md.VP(),
-    "Cosine": md.Cosine(),
-    "LinearPath": md.LinearPath(),
-    "VE": md.VE(),
-    "BetaTable": md.BetaTable(md.linear_betas(1000)),
-}
-each_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
-
-
-def data(*shape, seed=0):
-    return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
 
 
 @each_path

@@ -7,26 +7,18 @@ import math
 
 import pytest
 import torch
+from paths import D, each_path
 
 import minidiff as md
 from minidiff.process import moves
 
-D = torch.float64
 TABLES = {
     "linear": md.linear_betas(1000),
     "cosine": md.cosine_betas(50),
     "quadratic": md.quadratic_betas(50),
     "one step": torch.tensor([0.3]),
 }
-PATHS = {
-    "VP": md.VP(),
-    "Cosine": md.Cosine(),
-    "LinearPath": md.LinearPath(),
-    "VE": md.VE(),
-    "BetaTable": md.BetaTable(md.linear_betas(1000)),
-}
 each_table = pytest.mark.parametrize("betas", TABLES.values(), ids=TABLES.keys())
-each_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
 
 
 def levels(table):

@@ -558,28 +558,6 @@ def test_states(path, solver):
 
 
 @each_solver
-def test_known_entries_are_exact(solver):
-    """inpaint needs no help from a solver: the landing is the prediction."""
-    known = torch.tensor([True, False])
-    values = data(4, 2, seed=9)
-    denoise = md.inpaint(guess, values, known)
-    x = md.last(solver(denoise, md.VP(), data(4, 2), md.grids.uniform(5)))
-    assert torch.equal(x[:, 0], values[:, 0]) and not torch.equal(x[:, 1], values[:, 1])
-
-
-@each_solver
-def test_no_gradient_and_dtype(solver):
-    """No graph, the caller's grad mode between steps, float32 stays, the start is not changed."""
-    weight, x = torch.tensor(0.9, requires_grad=True), data(2, 3, 4).float().requires_grad_()
-    before = x.detach().clone()
-    for state in solver(lambda x, t: weight * x, md.VP(), x, md.grids.uniform(4)):
-        assert torch.is_grad_enabled()
-        assert not state.x.requires_grad and not state.x0.requires_grad
-        assert state.x.dtype == torch.float32 and state.x.shape == (2, 3, 4)
-    assert torch.equal(x, before)
-
-
-@each_solver
 def test_randomness_is_the_generators(solver, global_state_untouched):
     """Without churn nothing is drawn; with churn equal seeds give equal samples."""
     x, times, path = data(4, 2), md.grids.uniform(6, start=0.9), md.VP()

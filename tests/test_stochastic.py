@@ -379,28 +379,6 @@ def test_states(path, sampler):
 
 
 @each_sampler
-def test_known_entries_are_exact(sampler):
-    """inpaint needs no help from a sampler: the landing is the prediction."""
-    known = torch.tensor([True, False])
-    values = data(4, 2, seed=9)
-    denoise = md.inpaint(guess, values, known)
-    x = md.last(sampler(denoise, md.VP(), data(4, 2), md.grids.uniform(5)))
-    assert torch.equal(x[:, 0], values[:, 0]) and not torch.equal(x[:, 1], values[:, 1])
-
-
-@each_sampler
-def test_no_gradient_and_dtype(sampler):
-    """No graph, the caller's grad mode between steps, float32 stays, the start is not changed."""
-    weight, x = torch.tensor(0.9, requires_grad=True), data(2, 3, 4).float().requires_grad_()
-    before = x.detach().clone()
-    for state in sampler(lambda x, t: weight * x, md.VP(), x, md.grids.uniform(4)):
-        assert torch.is_grad_enabled()
-        assert not state.x.requires_grad and not state.x0.requires_grad
-        assert state.x.dtype == torch.float32 and state.x.shape == (2, 3, 4)
-    assert torch.equal(x, before)
-
-
-@each_sampler
 def test_randomness_is_the_generators(sampler, global_state_untouched):
     """Equal seeds, equal samples; None is fresh each time; the global state is never touched."""
 
