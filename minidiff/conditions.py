@@ -176,9 +176,11 @@ def rounded(denoise: Denoise, vectors: Tensor) -> Denoise:
                 f"x0 has shape {tuple(x0.shape)}: its last axis must hold the "
                 f"{vectors.shape[1]} numbers of a vector"
             )
-        table = vectors.to(x0)
+        table, flat = vectors.to(x0), x0.reshape(-1, x0.shape[-1])
+        if flat.dtype != torch.float64:
+            flat = flat.float()  # torch has no distance of half precision
         # through a matrix product distances lose their digits where vectors are long and close
-        gaps = torch.cdist(x0.reshape(-1, table.shape[1]), table, compute_mode=EXACTLY)
+        gaps = torch.cdist(flat, table.to(flat), compute_mode=EXACTLY)
         return table[gaps.argmin(1)].reshape(x0.shape)
 
     return nearest

@@ -38,6 +38,7 @@ class Seen(NamedTuple):
 
 
 class _Row(NamedTuple):
+    at: Level
     skip: Tensor | float
     out: Tensor | float
     scale: Tensor | float | None  # c_in; None means 1
@@ -82,40 +83,41 @@ class Denoiser(nn.Module):
         """
         c_in = self.prediction.c_in
         if c_in is None:  # the row itself, which eps does not have at signal 0, is not needed
-            as_time(torch.as_tensor(t))
+            as_time(t)
             return self._net(x, t, cond, None)
         return self._net(x, t, cond, c_in(self.schedule(t).over(x)))
 
     def forward(self, x: Tensor, t: Tensor | float, cond: Condition = None) -> Tensor:
         """Return the expected clean data, the shape of ``x``."""
-        return self._ask(x, t, cond)[0]
+        return self._ask(x, t, cond).x0
 
     def given(self, cond: Condition) -> Branch:
         """Return the denoiser for one condition; ``given(None)`` is the unconditional one."""
         return Branch(self, cond)
 
-    def _ask(self, x: Tensor, t: Tensor | float, cond: Condition) -> tuple[Tensor, Output]:
+    def _ask(self, x: Tensor, t: Tensor | float, cond: Condition) -> Seen:
         row = self._row(x, t)
-        out = self._net(x, t, cond, row.scale)
-        return row.join(x, out.y), out
+        y, second = self._net(x, t, cond, row.scale)
+        return Seen(x, row.at, row.join(x, y), y, second)
 
     def _row(self, x: Tensor, t: Tensor | float) -> _Row:
         if isinstance(t, Tensor) and t.ndim:
-            return self._compute_row(self.schedule(t).over(x))
+            at = self.schedule(t)
+            return _Row(at, *self._factors(at.over(x)))
         key = float(t)  # a sampler comes back to the same few scalar times
         row = self._rows.get(key)
         if row is None:
             if len(self._rows) >= MEMORY:
                 self._rows.clear()
             at = self.schedule(torch.tensor(key, dtype=torch.float64))
-            row = self._rows[key] = _Row(
-                *(None if c is None else float(c) for c in self._compute_row(at))  # type: ignore
-            )
+            skip, out, scale = self._factors(at)
+            scale = None if scale is None else float(scale)
+            row = self._rows[key] = _Row(at, float(skip), float(out), scale)
         return row
 
-    def _compute_row(self, at: Level) -> _Row:
+    def _factors(self, at: Level) -> tuple[Tensor, Tensor, Tensor | None]:
         c_in = self.prediction.c_in
-        return _Row(*self.prediction.coefficients(at), None if c_in is None else c_in(at))
+        return *self.prediction.coefficients(at), None if c_in is None else c_in(at)
 
     def _net(
         self, x: Tensor, t: Tensor | float, cond: Condition, scale: Tensor | float | None
@@ -146,9 +148,8 @@ class Branch:
         self.seen: Seen | None = None
 
     def __call__(self, x: Tensor, t: Tensor | float, /) -> Tensor:
-        x0, out = self.model._ask(x, t, self.cond)
-        self.seen = Seen(x, self.model.schedule(t), x0, out.y, out.second)
-        return x0
+        self.seen = self.model._ask(x, t, self.cond)
+        return self.seen.x0
 
 
 class Counted:

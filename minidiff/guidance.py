@@ -204,12 +204,15 @@ def _gradient(name: str, value: Tensor, x: Tensor, *, keep: bool) -> Tensor:
             f"{name} returned shape {tuple(value.shape)} for {len(x)} examples: return one value "
             "an example"
         )
-    if not value.requires_grad:
+    gradient = None
+    if value.requires_grad:  # perhaps only in the weights of a network
+        gradient = torch.autograd.grad(value.sum(), x, create_graph=keep, allow_unused=True)[0]
+    if gradient is None:
         raise ValueError(
             f"{name} returned a value without a gradient in x: leave no_grad, inference_mode and "
             "detach out of it and of what it calls"
         )
-    return torch.autograd.grad(value.sum(), x, create_graph=keep)[0]
+    return gradient
 
 
 def _pull(schedule: Schedule, t: Tensor, x: Tensor) -> Tensor:

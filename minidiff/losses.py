@@ -115,7 +115,7 @@ def elbo(at: Level) -> Tensor:
     With it the expected sum of squared errors over uniform times is the bound's diffusion term in
     nats. On a ``BetaTable`` the derivative is that of its interpolated path.
 
-    Source: Kingma et al. (2021), equation 17.
+    Source: Kingma et al. (2021), equation 16.
     """
     return at.signal * (at.signal * at.d_noise - at.noise * at.d_signal) / at.noise**3
 

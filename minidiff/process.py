@@ -52,7 +52,7 @@ def step_forward(at_s: Level, at_t: Level, x_s: Tensor, eps: Tensor) -> Tensor:
     Raises:
         ValueError: if shapes differ, or t is not noisier than s.
 
-    Source: Ho, Jain and Abbeel (2020), equation 2; Kingma et al. (2021), equation 19.
+    Source: Ho, Jain and Abbeel (2020), equation 2; Kingma et al. (2021), equations 20 to 22.
     """
     check_same_shape("eps", eps, "x_s", x_s)
     at_s, at_t = at_s.over(x_s), at_t.over(x_s)
@@ -160,13 +160,15 @@ def moves(schedule: Schedule, times: Tensor, *, eta: float) -> list[Move]:
         eta: 0 is deterministic (DDIM), 1 is ancestral (DDPM).
 
     Raises:
-        ValueError: if eta is not in [0, 1].
+        ValueError: if eta is not in [0, 1], or two times are one level.
 
     Source: Song, Meng and Ermon (2021), equations 12 and 16.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta={eta}: give a number from 0 (deterministic) to 1 (ancestral)")
     at = schedule(times)
+    if not bool((at.log_snr.diff() > 0).all()):
+        raise ValueError(f"times: two of them are one level of {schedule!r}, take larger steps")
     at_t, at_s = Level(*(f[:-1] for f in at)), Level(*(f[1:] for f in at))
     fresh = _fresh_share(at_t, at_s)
     keep = at_s.noise / at_t.noise * (1 - eta**2 * fresh).clamp(min=0).sqrt()

@@ -18,7 +18,7 @@ from .denoiser import Denoise
 from .grids import check_times
 from .process import Move, moves
 from .schedules import Schedule
-from .tensors import check_data, generator, randn, randn_like
+from .tensors import bcast, check_data, generator, randn, randn_like
 from .variance import Variance, posterior_variance
 
 
@@ -126,7 +126,9 @@ def _walk(
             else:
                 x = torch.add(move.keep * x, x0, alpha=move.add)  # keep x + add x0
                 var = variance(move)
-                if isinstance(var, Tensor) or var > 0:
+                if isinstance(var, Tensor):
+                    x = x + bcast(var.to(x), x) ** 0.5 * randn_like(x, rng)
+                elif var > 0:
                     x = x + var**0.5 * randn_like(x, rng)
                 elif var != 0:
                     raise ValueError(f"variance returned {var} at t={float(t)}: give at least 0")

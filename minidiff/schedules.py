@@ -108,9 +108,12 @@ class Schedule(ABC):
                 lies above the schedule's first level gives 1e-6.
 
         Raises:
-            ValueError: if the path never becomes that noisy, or a value is NaN.
+            ValueError: if the path never becomes that noisy, or a value is NaN, or whole numbers
+                come as a tensor of integers.
         """
         lam = torch.as_tensor(log_snr, dtype=None if isinstance(log_snr, Tensor) else torch.float64)
+        if not lam.is_floating_point():
+            raise ValueError(f"log_snr has dtype {lam.dtype}: give a floating tensor or a number")
         if bool(lam.isnan().any()):
             raise ValueError("log_snr holds NaN: give numbers, or inf for clean data")
         clean = lam == math.inf

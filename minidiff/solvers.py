@@ -125,7 +125,8 @@ def dpmpp_2m(denoise: Denoise, schedule: Schedule, x: Tensor, times: Tensor) -> 
     rows = []
     for i, h in enumerate(steps[: int((times[1:] > 0).sum())]):
         keep = float(at.noise[i + 1] / at.noise[i])
-        back = h / (2 * steps[i - 1]) if i else 0.0  # 0 too after a step of infinite length
+        before = steps[i - 1] if i else 0.0
+        back = h / (2 * before) if before else 0.0  # 0 too after a step of infinite length
         rows.append((keep, -float(at.signal[i + 1]) * math.expm1(-h), back))
     return _dpmpp_2m(denoise, check_data("x", x), times, rows)
 

@@ -103,11 +103,12 @@ def sn(branch: Branch, *, most: float | None = None) -> Variance:
 def npr(branch: Branch, *, most: float | None = None) -> Variance:
     r"""Return the optimal variance by a head for the squared residual (:eq:`eq:npr`).
 
-    .. math:: \mathrm{Cov}[x_0\mid x_t] = \frac{\mathrm{noise}^2}{\mathrm{signal}^2}\;g,
+    .. math:: \mathrm E\bigl[(x_0-\hat x_0)^2\mid x_t\bigr] =
+        \frac{\mathrm{noise}^2}{\mathrm{signal}^2}\;g,
         \qquad g \approx \mathrm E\bigl[(\epsilon-\hat\epsilon)^2\mid x_t\bigr]
 
-    With the exact mean this is :func:`sn`. With an imperfect one ``g`` also holds the squared
-    error of the mean, which is what the best variance then needs.
+    which stands in the place of the covariance. With the exact mean this is :func:`sn`. With an
+    imperfect one it also holds the squared error of the mean, which the best variance then needs.
 
     Arguments and errors are those of :func:`sn`; the head is trained with ``losses.npr_loss``.
 

@@ -269,6 +269,15 @@ def test_rounded_written_out(shape):
     assert torch.equal(again(got, T), got)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounded_in_half_precision(dtype):
+    """torch has no distance of halves: the nearest row is found in float32, of the same numbers."""
+    table, x = data(7, 3, seed=1).to(dtype), data(2, 4, 3).to(dtype)
+    got = C.rounded(keep, table)(x, T)
+    assert got.dtype == dtype
+    assert torch.equal(got, C.rounded(keep, table.float())(x.float(), T).to(dtype))
+
+
 def test_rounded_takes_the_first_of_a_tie():
     table = num([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     x = num([[0.0, 0.0], [0.0, 0.5], [0.9, 0.0], [-0.5, 0.5], [0.5, 0.5]])

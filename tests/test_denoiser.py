@@ -107,6 +107,7 @@ def test_numbers_are_times_too():
     assert torch.equal(model(x, 0.5), model(x, torch.tensor(0.5, dtype=D)))
     assert torch.equal(model.given(None)(x, 0.5), model(x, 0.5))
     assert torch.equal(model.raw(x, 0.5).y, torch.sin(x))
+    assert torch.equal(model.raw(x, 1).y, model.raw(x, 1.0).y)  # schedules take whole numbers too
 
 
 def test_raw_is_the_net():
@@ -137,6 +138,27 @@ def test_seen_is_the_last_call():
     seen = branch.seen
     assert seen.x is x and seen.x0 is x0 and float(seen.at.noise) == 0.25
     assert torch.equal(seen.y, torch.sin(x)) and torch.equal(seen.second, torch.cos(x))
+
+
+def test_a_branch_asks_the_schedule_once_a_time():
+    """The level of a scalar time is remembered with the row; one of a batch is not kept."""
+
+    class Counting(md.Schedule):
+        calls = 0
+
+        def level(self, t):
+            type(self).calls += 1
+            return md.LinearPath().level(t)
+
+        def time(self, log_snr):
+            return md.LinearPath().time(log_snr)
+
+    branch, x = md.Denoiser(TwoHeads(), Counting(), "flow").given(None), data(3, 2)
+    for _ in range(3):
+        branch(x, torch.tensor(0.25, dtype=D))
+    assert Counting.calls == 1 and float(branch.seen.at.noise) == 0.25
+    branch(x, torch.full((3,), 0.25, dtype=D))
+    assert Counting.calls == 2 and branch.seen.at.noise.tolist() == [0.25] * 3
 
 
 def test_seen_serves_a_variance():

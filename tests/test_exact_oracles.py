@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 import minidiff as md
 from minidiff import exact
@@ -357,3 +358,24 @@ def test_exact_is_the_address_of_all():
     """Every name of exact.__all__ is there, whichever file it is written in."""
     assert len(exact.__all__) == 10
     assert all(hasattr(exact, name) for name in exact.__all__)
+
+
+def test_oracles_compute_where_x_is(monkeypatch):
+    """On a GPU that torch only imagines: it knows shapes and devices and refuses to mix two. It
+    cannot compare numbers, so every check of values passes.
+    """
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: True)
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda self: 0.0)
+    path, t = md.Cosine(), torch.tensor(0.5, dtype=D)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(4, 1, device="cuda")
+        for home in ("cuda", "cpu"):
+            means = torch.empty(3, 1, device=home)
+            full = md.GaussianMixture.full(means, torch.empty(3, 1, 1, device=home))
+            for data in (md.GaussianMixture(means, 1.0), md.Empirical(means), full):
+                assert data.second_moment().device.type == home
+                assert data.covariance(x, t, path).device.type == "cuda"
+                assert data.flow(x, t, 0.25, path).device.type == "cuda"
+        series = exact.AR1(0.5, 1.0)
+        assert series.predictive(x, 2).mean.device.type == "cuda"
+        assert series.denoiser(path, x)(x, t).device.type == "cuda"

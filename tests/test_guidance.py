@@ -557,6 +557,9 @@ def test_gradients_refuse_when_asked(name, guided):
             guided(f)(x, T)
     with pytest.raises(ValueError, match=f"{name} returned a value without a gradient"):
         guided(lambda x: x.detach().sum(1))(x, T)
+    weight = num(1.0).requires_grad_()  # a network's weights have a gradient, x has none
+    with pytest.raises(ValueError, match=f"{name} returned a value without a gradient in x"):
+        guided(lambda x: weight * x.detach().sum(1))(x, T)
     with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
         guided(total)(x, T)
 

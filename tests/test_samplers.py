@@ -659,7 +659,7 @@ def test_a_variance_that_is_none_is_refused(variance):
 
 def test_a_variance_may_be_a_tensor():
     """One variance an entry: noise is scaled entry by entry."""
-    scale = torch.tensor([0.0, 4.0], dtype=D)
+    scale = torch.tensor([[0.0, 4.0]], dtype=D)
     states = md.ancestral(
         lambda x, t: x, md.VP(), torch.zeros(50_000, 2, dtype=D),
         torch.tensor([0.5, 0.4], dtype=D), variance=lambda m: scale, rng=seeded(),
@@ -667,3 +667,26 @@ def test_a_variance_may_be_a_tensor():
     x = md.last(states)
     assert float(x[:, 0].abs().max()) == 0
     assert float(x[:, 1].std()) == pytest.approx(2, rel=5 / math.sqrt(100_000))
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (3, 2, 3), (3,)])
+def test_a_variance_of_shape_b_is_one_an_example(shape):
+    """As in the bound: also where the last axis is as long as the batch. The dtype stays x's."""
+    x = torch.zeros(shape)
+    scale = torch.tensor([0.0, 1.0, 4.0], dtype=D)
+    times = torch.tensor([0.5, 0.4], dtype=D)
+    got = md.last(
+        md.ancestral(lambda x, t: x, md.VP(), x, times, variance=lambda m: scale, rng=seeded())
+    )
+    noise = torch.randn(shape, generator=seeded())
+    want = torch.stack([0 * noise[0], noise[1], 2 * noise[2]])
+    assert got.dtype == x.dtype
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("sampler", [md.ancestral, md.ddim, md.predictor_corrector])
+def test_two_times_of_one_level_are_refused(sampler):
+    """A table takes times within a thousandth of a step for the step."""
+    times = torch.tensor([0.5 + 1e-6, 0.5, 0.0], dtype=D)
+    with pytest.raises(ValueError, match="times: two of them are one level of BetaTable"):
+        sampler(shrink, md.BetaTable(md.linear_betas(100)), torch.zeros(2, 2), times)

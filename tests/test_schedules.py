@@ -525,3 +525,10 @@ def test_betas_from_follows_any_curve():
 def test_schedules_refuse(call, word):
     with pytest.raises(ValueError, match=word):
         call()
+
+
+@each_path
+def test_t_of_refuses_integers(path):
+    """A table once rounded its own levels to them, and gave a wrong time."""
+    with pytest.raises(ValueError, match=r"log_snr has dtype torch\.int64: give a floating"):
+        path.t_of(torch.tensor([0, 2]))

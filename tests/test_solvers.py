@@ -633,3 +633,13 @@ def test_a_denoiser_that_changes_the_shape_is_refused(solver):
     states = solver(lambda x, t: x[:, :1], md.VP(), data(2, 2), md.grids.uniform(3))
     with pytest.raises(ValueError, match=r"\(2, 1\).*\(2, 2\)"):
         next(states)
+
+
+def test_dpmpp_2m_after_a_step_of_no_length():
+    """A table takes times within a thousandth of a step for the step: nothing to extrapolate from,
+    so the next step is of order one, as if the chain had started there.
+    """
+    path, x = md.BetaTable(md.linear_betas(100)), data(2, 2)
+    twice, once = ([0.5 + 1e-6, 0.5, 0.3, 0.0], [0.5, 0.3, 0.0])
+    got, want = (md.last(md.dpmpp_2m(guess, path, x, times_of(t))) for t in (twice, once))
+    torch.testing.assert_close(got, want)

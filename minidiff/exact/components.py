@@ -219,7 +219,7 @@ def normalised(weights: Tensor | None, means: Tensor) -> Tensor:
     """Return one weight a component with sum 1, equal if None, or raise a ``ValueError``."""
     if weights is None:
         weights = torch.ones(len(means))
-    weights = torch.as_tensor(weights, dtype=means.dtype)
+    weights = torch.as_tensor(weights, dtype=means.dtype, device=means.device)
     if weights.shape != (len(means),) or not positive(weights):
         raise ValueError(
             f"weights has shape {tuple(weights.shape)} and values from {float(weights.min())}: "

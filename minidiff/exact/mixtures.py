@@ -197,7 +197,9 @@ class GaussianMixture:
             spread = self._components.spread.double()
             var = at.signal**2 * spread + at.noise**2
             return float((spread * at.noise**2 / var).mean())
-        centres, widths = self._line(at, "mmse", "estimate it by variance.mean_covariance")
+        centres, widths = self._line(
+            at, self.means, "mmse", "estimate it by variance.mean_covariance"
+        )
         points, shares = nodes(centres[0], widths[0])
         points, total = points.reshape(-1, *self.means.shape[1:]), 0.0
         size = max(1, CHUNK // len(self.weights))
@@ -242,7 +244,7 @@ class GaussianMixture:
             return turned.back(moved).squeeze(1)
         wide = x.double()
         one, two = (
-            self._line(at.over(wide), "flow", "integrate the ODE with a solver")
+            self._line(at.over(wide), wide, "flow", "integrate the ODE with a solver")
             for at in (at_t, at_s)
         )
         y = rearrange((wide.reshape(-1, 1) - one[0]) / one[1], *two, self.weights.to(wide))
@@ -258,15 +260,16 @@ class GaussianMixture:
             )
         return parts_of(self._components, self.weights, x, at, no_width)
 
-    def _line(self, at: Level, name: str, remedy: str) -> tuple[Tensor, Tensor]:
-        """Centres and widths of x_t, ``(B or 1, K)``, if an event is one entry."""
+    def _line(self, at: Level, like: Tensor, name: str, remedy: str) -> tuple[Tensor, Tensor]:
+        """Centres and widths of x_t, ``(B or 1, K)``, if an event is one entry; where like is."""
         if self.means[0].numel() != 1:
             raise ValueError(
                 f"{name} of {len(self.weights)} components in {self.means[0].numel()} entries has "
                 f"no closed form: {remedy}"
             )
-        signal, noise = at.signal.double().reshape(-1, 1), at.noise.double().reshape(-1, 1)
-        means, stds = self.means.double().reshape(1, -1), self.stds.double().reshape(1, -1)
+        like = like.double()
+        signal, noise = (f.to(like).reshape(-1, 1) for f in (at.signal, at.noise))
+        means, stds = (f.to(like).reshape(1, -1) for f in (self.means, self.stds))
         return signal * means, (signal**2 * stds**2 + noise**2).sqrt()
 
 
@@ -337,5 +340,5 @@ class Empirical(GaussianMixture):
     def __init__(self, points: Tensor) -> None:
         self.means = check_data("points", torch.as_tensor(points))
         self.stds = torch.zeros_like(self.means)
-        self.weights = torch.full((len(points),), 1 / len(points), dtype=self.means.dtype)
+        self.weights = self.means.new_full((len(self.means),), 1 / len(self.means))
         self._components = Upright(self.means, self.stds)

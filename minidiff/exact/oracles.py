@@ -174,7 +174,7 @@ class AR1:
         last = check_data("last", last)
         if last.ndim > 2 or last[0].numel() != 1:
             raise ValueError(f"last has shape {tuple(last.shape)}: give (B,) or (B, 1)")
-        ahead = torch.arange(1, _count("horizon", horizon) + 1)
+        ahead = torch.arange(1, _count("horizon", horizon) + 1, device=last.device)
         mean = self.mean + self._power(ahead) * (last.double().reshape(-1, 1) - self.mean)
         grown = self._power(2 * (ahead - 1)).cumsum(0)  # of 1, 2, ... steps, in sigma^2
         fewer = torch.minimum(ahead[:, None], ahead) - 1
