@@ -99,11 +99,11 @@ from .training import EMA, Step, train
 from .variance import forward_variance, posterior_variance
 
 if TYPE_CHECKING:
-    from . import checkpoints, data, metrics, nets, plots
+    from . import checkpoints, classics, data, metrics, nets, plots
 
 __version__ = "0.1.0"
 
-_LATER = ("checkpoints", "data", "metrics", "nets", "plots")  # loaded on first use
+_LATER = ("checkpoints", "classics", "data", "metrics", "nets", "plots")  # loaded on first use
 
 __all__ = [
     "EMA",
@@ -131,6 +131,7 @@ __all__ = [
     "bounds",
     "cfg",
     "checkpoints",
+    "classics",
     "classifier",
     "clip",
     "conditions",

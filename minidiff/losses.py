@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
-from .predictions import Prediction
+from .predictions import FAINT, Prediction
 from .process import diffuse
 from .schedules import Level, Schedule
 from .tensors import (
@@ -146,7 +147,8 @@ def denoising_error(
         x0: Clean data, shape ``(B, *event)``, finite.
         cond: Condition, passed to the network.
         known: bool, True = observed: these entries of ``x_t`` hold the clean value.
-        weight: Function of the level that multiplies the squared error of x0.
+        weight: Function of the level that multiplies the squared error of x0. Times at which
+            signal is below 1e-6, where eps says nothing about x0, move to where it is just above.
         times: ``(schedule, B, rng) -> t``.
         rng: Source of times and noise, in this order.
 
@@ -158,12 +160,27 @@ def denoising_error(
 
     Source: Ho, Jain and Abbeel (2020), equation 14.
     """
+    if weight is not None:
+        times = _audible(times)
     t, at, eps, x_t = _noisy(denoiser.schedule, x0, times, rng)
     if known is not None:
         x_t = torch.where(check_mask("known", known, x0), x0, x_t)
     if weight is None:
         return (denoiser.raw(x_t, t, cond).y - denoiser.prediction.define(at, x0, eps)) ** 2
     return weight(at) * (denoiser(x_t, t, cond) - x0) ** 2
+
+
+def _audible(times: Times) -> Times:
+    """Move times at which the signal is too faint to the last one at which it is not."""
+
+    def moved(schedule: Schedule, n: int, rng: torch.Generator) -> Tensor:
+        t = times(schedule, n, rng)
+        faint = schedule(t).signal < FAINT
+        if not bool(faint.any()):
+            return t
+        return torch.where(faint, schedule.t_of(torch.full_like(t, 2 * math.log(1.01 * FAINT))), t)
+
+    return moved
 
 
 def _noisy(

@@ -80,26 +80,57 @@ def edm(sigma_data: float = 0.5) -> Prediction:
     """
     if not sigma_data > 0:
         raise ValueError(f"sigma_data={sigma_data}: give the standard deviation of your data")
+    row = _Edm(sigma_data)
+    return Prediction(row.define, row.coefficients, row.c_in)
 
-    def spread(at: Level) -> Tensor:
-        return (at.noise**2 + sigma_data**2 * at.signal**2).sqrt()
 
-    def define(at: Level, x0: Tensor, eps: Tensor) -> Tensor:
-        return (at.noise * x0 / sigma_data - sigma_data * at.signal * eps) / spread(at)
+class _Edm(NamedTuple):
+    """The functions of :func:`edm` for one spread; methods can be pickled, closures cannot."""
 
-    def row(at: Level) -> tuple[Tensor, Tensor]:
-        r = spread(at)
-        return sigma_data**2 * at.signal / r**2, at.noise * sigma_data / r
+    sigma_data: float
 
-    return Prediction(define, row, lambda at: 1 / spread(at))
+    def spread(self, at: Level) -> Tensor:
+        return (at.noise**2 + self.sigma_data**2 * at.signal**2).sqrt()
+
+    def define(self, at: Level, x0: Tensor, eps: Tensor) -> Tensor:
+        return (at.noise * x0 / self.sigma_data - self.sigma_data * at.signal * eps) / self.spread(
+            at
+        )
+
+    def coefficients(self, at: Level) -> tuple[Tensor, Tensor]:
+        r = self.spread(at)
+        return self.sigma_data**2 * at.signal / r**2, at.noise * self.sigma_data / r
+
+    def c_in(self, at: Level) -> Tensor:
+        return 1 / self.spread(at)
+
+
+def _eps(at: Level, x0: Tensor, eps: Tensor) -> Tensor:
+    return eps
+
+
+def _x0(at: Level, x0: Tensor, eps: Tensor) -> Tensor:
+    return x0
+
+
+def _v(at: Level, x0: Tensor, eps: Tensor) -> Tensor:
+    return at.signal * eps - at.noise * x0
+
+
+def _score(at: Level, x0: Tensor, eps: Tensor) -> Tensor:
+    return -eps / at.noise
+
+
+def _flow(at: Level, x0: Tensor, eps: Tensor) -> Tensor:
+    return at.d_signal * x0 + at.d_noise * eps
 
 
 PREDICTIONS: dict[str, Prediction] = {
-    "eps": Prediction(lambda at, x0, eps: eps, _eps_row),
-    "x0": Prediction(lambda at, x0, eps: x0, _x0_row),
-    "v": Prediction(lambda at, x0, eps: at.signal * eps - at.noise * x0, _v_row),
-    "score": Prediction(lambda at, x0, eps: -eps / at.noise, _score_row),
-    "flow": Prediction(lambda at, x0, eps: at.d_signal * x0 + at.d_noise * eps, _flow_row),
+    "eps": Prediction(_eps, _eps_row),
+    "x0": Prediction(_x0, _x0_row),
+    "v": Prediction(_v, _v_row),
+    "score": Prediction(_score, _score_row),
+    "flow": Prediction(_flow, _flow_row),
     "edm": edm(),
 }
 

@@ -57,7 +57,8 @@ def ancestral(
         schedule: The path that the denoiser was made for.
         x: Start, at ``times[0]``; see :func:`prior`. Shape ``(B, *event)``.
         times: Strictly decreasing in [0, 1]; ``ddpm_steps(T)`` for the full chain.
-        variance: Variance of the step as a function of the move.
+        variance: Variance of the step as a function of the move: a number, or a tensor of shape
+            ``(B,)`` or the rank of x.
         rng: Source of noise.
 
     Yields:
@@ -126,12 +127,12 @@ def _walk(
             else:
                 x = torch.add(move.keep * x, x0, alpha=move.add)  # keep x + add x0
                 var = variance(move)
+                if not (bool((var >= 0).all()) if isinstance(var, Tensor) else var >= 0):
+                    raise ValueError(f"variance returned {var} at t={float(t)}: give at least 0")
                 if isinstance(var, Tensor):
                     x = x + bcast(var.to(x), x) ** 0.5 * randn_like(x, rng)
                 elif var > 0:
                     x = x + var**0.5 * randn_like(x, rng)
-                elif var != 0:
-                    raise ValueError(f"variance returned {var} at t={float(t)}: give at least 0")
         yield State(s, x, x0)
 
 

@@ -46,6 +46,7 @@ ALLOWED = CORE | {
     "training": {"tensors", "training"},
     "metrics": {"tensors"},
     "plots": {"tensors"},
+    "classics": {"tensors", "classics"},
     "data": {"tensors", "data"},
     "nets": {"nets"},
 }

@@ -1,6 +1,7 @@
 """Denoiser: what a network is given, and what its output means."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -248,3 +249,16 @@ def test_raw_works_where_signal_is_zero(prediction):
         model(x, torch.tensor([0.5, 1.0]))
     with pytest.raises(ValueError, match="span"):
         model.raw(x, torch.tensor([0.5, 2.0]))
+
+
+@pytest.mark.parametrize("prediction", [*md.PREDICTIONS, md.predictions.edm(2.0)])
+def test_a_denoiser_can_be_pickled(prediction):
+    """So that it can be sent to another process; the copy says the same."""
+    model, x = md.Denoiser(nn.Identity(), md.VP(), prediction), torch.ones(2, 3)
+    other = pickle.loads(pickle.dumps(model))
+    at = md.VP()(0.3)
+    for a, b in zip(
+        model.prediction.coefficients(at), other.prediction.coefficients(at), strict=True
+    ):
+        assert torch.equal(a, b)
+    assert torch.equal(model.prediction.define(at, x, 2 * x), other.prediction.define(at, x, 2 * x))

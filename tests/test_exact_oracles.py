@@ -372,7 +372,7 @@ def test_oracles_compute_where_x_is(monkeypatch):
         for home in ("cuda", "cpu"):
             means = torch.empty(3, 1, device=home)
             full = md.GaussianMixture.full(means, torch.empty(3, 1, 1, device=home))
-            for data in (md.GaussianMixture(means, 1.0), md.Empirical(means), full):
+            for data in (md.GaussianMixture(means, torch.ones(())), md.Empirical(means), full):
                 assert data.second_moment().device.type == home
                 assert data.covariance(x, t, path).device.type == "cuda"
                 assert data.flow(x, t, 0.25, path).device.type == "cuda"

@@ -592,3 +592,26 @@ def test_losses_refuse(kwargs, word):
 def test_the_module_and_the_flat_names_agree():
     assert losses.denoising_loss is md.denoising_loss and losses.uniform_times is md.uniform_times
     assert losses.Importance is times.Importance and losses.Times is times.Times
+
+
+@pytest.mark.parametrize("prediction", ["eps", "score", "v"])
+@pytest.mark.parametrize("schedule", [md.Cosine(), md.LinearPath()])
+def test_a_weighted_loss_survives_a_time_without_signal(schedule, prediction):
+    """t within 1e-7 of 1 moves to signal 1.01e-6; other times stay where they are."""
+
+    def late(schedule, n, rng):
+        return torch.tensor([1 - 1e-7, 0.5, 1.0], dtype=D)
+
+    seen = []
+
+    class Net(nn.Module):
+        def forward(self, x, t, cond=None):
+            seen.append(t)
+            return torch.zeros_like(x)
+
+    model, x0 = md.Denoiser(Net(), schedule, prediction), data(3, 2)
+    loss = md.denoising_loss(model, x0, weight=losses.min_snr(), times=late, rng=seeded())
+    assert bool(torch.isfinite(loss).all())
+    signal = schedule(seen[0].double()).signal
+    assert signal[[0, 2]].tolist() == pytest.approx([1.01e-6] * 2, rel=1e-3)
+    assert float(seen[0][1]) == 0.5

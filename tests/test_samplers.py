@@ -650,7 +650,10 @@ def test_a_denoiser_that_changes_the_shape_is_refused(sampler):
         next(states)
 
 
-@pytest.mark.parametrize("variance", [lambda m: -1.0, lambda m: math.nan])
+@pytest.mark.parametrize(
+    "variance",
+    [lambda m: -1.0, lambda m: math.nan, lambda m: torch.tensor([[1.0, -1.0]])],
+)
 def test_a_variance_that_is_none_is_refused(variance):
     states = md.ancestral(shrink, md.VP(), data(2, 2), md.grids.uniform(3), variance=variance)
     with pytest.raises(ValueError, match="variance"):

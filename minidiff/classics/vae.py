@@ -57,11 +57,12 @@ class GaussianDecoder(nn.Module):
         features: Entries of a point.
         width: Hidden units of a layer.
         depth: Hidden layers; 0 makes f linear: probabilistic PCA.
-        log_var: log v at the start.
+        log_var: log v at the start. Begin well below the variance of the data: at that variance
+            the decoder can ignore z, and training may stay there (posterior collapse).
     """
 
     def __init__(
-        self, latent: int, features: int, *, width: int = 128, depth: int = 2, log_var: float = 0.0
+        self, latent: int, features: int, *, width: int = 128, depth: int = 2, log_var: float = -4.0
     ) -> None:
         super().__init__()
         self.latent = latent
