@@ -25,7 +25,7 @@ class Mapped(NamedTuple):
 
 
 class Coupling(nn.Module):
-    r"""Scale and shift one part of the entries by functions of the others.
+    r"""Scale and shift one part of the entries by functions of the others (:eq:`eq:coupling`).
 
     .. math:: y_A = x_A, \qquad y_B = x_B\,e^{s(x_A)} + b(x_A), \qquad
         \log\Bigl|\det\frac{\partial y}{\partial x}\Bigr| = \sum_{i\in B} s_i(x_A)
@@ -128,7 +128,7 @@ class Flow(nn.Module):
         return Mapped(x, log_det)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        r"""Return the exact log-density in nats, shape ``(B,)``: the change of variables.
+        r"""Return the exact log-density in nats, shape ``(B,)`` (:eq:`eq:change-of-variables`).
 
         .. math:: \log p(x) = \log\mathcal N\bigl(f(x);\,0, I\bigr)
             + \log\Bigl|\det\frac{\partial f}{\partial x}\Bigr|
@@ -153,7 +153,7 @@ class Flow(nn.Module):
 
 
 def dequantise(x: Tensor, step: float, *, rng: torch.Generator | None = None) -> Tensor:
-    r"""Spread values on a lattice evenly over their cells, so that a density can describe them.
+    r"""Spread values on a lattice evenly over their cells (:eq:`eq:lattice`).
 
     .. math:: \log P(x) = \log\int_{\mathrm{cell}} p(x+u)\,du
         \;\ge\; \mathrm E_u\log p(x+u) + D\log h, \qquad u\sim U[-\tfrac h2, \tfrac h2]^D

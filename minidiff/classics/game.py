@@ -14,7 +14,7 @@ from ..tensors import check_same_shape
 
 
 def value(logit_data: Tensor, logit_gen: Tensor) -> Tensor:
-    r"""Estimate the value of the game, V(D, G), from two batches.
+    r"""Estimate the value of the game, V(D, G), from two batches (:eq:`eq:gan-value`).
 
     .. math:: V(D,G) = \mathrm E_{x\sim p_r}\log D(x)
         + \mathrm E_{x\sim p_g}\log\bigl(1-D(x)\bigr)
@@ -68,7 +68,7 @@ def generator_loss(logit_gen: Tensor) -> Tensor:
 
 
 def optimal_discriminator(log_p_data: Tensor, log_p_gen: Tensor) -> Tensor:
-    r"""Return the logit of the best discriminator against a fixed generator.
+    r"""Return the logit of the best discriminator against a generator (:eq:`eq:gan-optimum`).
 
     .. math:: D^*(x) = \frac{p_r(x)}{p_r(x)+p_g(x)},
         \qquad \operatorname{logit} D^* = \log p_r - \log p_g
@@ -91,7 +91,7 @@ def optimal_discriminator(log_p_data: Tensor, log_p_gen: Tensor) -> Tensor:
 
 
 def exact_value(logit: Tensor, log_p_data: Tensor, log_p_gen: Tensor, cell: float) -> Tensor:
-    r"""Integrate the value of the game on a grid, for any discriminator.
+    r"""Integrate the value of the game on a grid, for any discriminator (:eq:`eq:gan-value`).
 
     .. math:: V(D,G) = \int p_r\log D + p_g\log(1-D)\;dx
 
@@ -113,7 +113,7 @@ def exact_value(logit: Tensor, log_p_data: Tensor, log_p_gen: Tensor, cell: floa
 
 
 def js_divergence(log_p: Tensor, log_q: Tensor, cell: float) -> Tensor:
-    r"""Integrate the Jensen-Shannon divergence on a grid, in nats: from 0 to log 2.
+    r"""Integrate the Jensen-Shannon divergence on a grid, 0 to log 2 (:eq:`eq:gan-jsd`).
 
     .. math:: \mathrm{JSD}(p, q) = \tfrac12\int p\log\frac pm + q\log\frac qm\;dx,
         \qquad m = \tfrac12(p+q)

@@ -19,7 +19,7 @@ class Gaussian(NamedTuple):
 
 
 def reparameterise(mean: Tensor, log_var: Tensor, *, rng: torch.Generator | None = None) -> Tensor:
-    r"""Draw from a Gaussian by a formula that has gradients in its mean and log-variance.
+    r"""Draw from a Gaussian, with gradients in its two parameters (:eq:`eq:reparameterise`).
 
     .. math:: z = \mu + e^{\ell/2}\,\varepsilon, \qquad \varepsilon\sim\mathcal N(0, I),
         \quad \ell = \log\sigma^2
@@ -35,7 +35,7 @@ def reparameterise(mean: Tensor, log_var: Tensor, *, rng: torch.Generator | None
 
 
 def log_normal(x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-    r"""Return the log-density of a Gaussian with independent entries, shape ``(B,)``.
+    r"""Return the log-density of a Gaussian, shape ``(B,)`` (:eq:`eq:log-normal`).
 
     .. math:: \log\mathcal N(x;\mu,e^{\ell}) = -\tfrac12\sum_i\Bigl(\log 2\pi + \ell_i
         + (x_i-\mu_i)^2 e^{-\ell_i}\Bigr)
@@ -59,7 +59,7 @@ def gaussian_kl(
     other_mean: Tensor | float = 0.0,
     other_log_var: Tensor | float = 0.0,
 ) -> Tensor:
-    r"""Return KL(q || p) of two Gaussians with independent entries; p = N(0, I) unless given.
+    r"""Return KL(q || p) of two Gaussians; p = N(0, I) unless given (:eq:`eq:gaussian-kl`).
 
     .. math:: \tfrac12\sum_i\Bigl(\ell^p_i - \ell^q_i - 1
         + \bigl(e^{\ell^q_i} + (\mu^q_i-\mu^p_i)^2\bigr)e^{-\ell^p_i}\Bigr)

@@ -83,7 +83,7 @@ class GaussianDecoder(nn.Module):
 
 
 class BernoulliDecoder(nn.Module):
-    r"""The likelihood of independent bits: p(x_i = 1 | z) is the sigmoid of a logit.
+    r"""The likelihood of independent bits, p(x_i = 1 | z) = sigmoid(l_i) (:eq:`eq:bernoulli`).
 
     .. math:: \log p(x\mid z) = \sum_i x_i\,l_i - \log\bigl(1+e^{l_i}\bigr)
 
@@ -132,7 +132,7 @@ class VAE(nn.Module):
         self.encoder, self.decoder = encoder, decoder
 
     def elbo(self, x: Tensor, *, beta: float = 1.0, rng: torch.Generator | None = None) -> Bound:
-        r"""Estimate the ELBO with one draw of z and the KL in closed form.
+        r"""Estimate the ELBO with one draw of z and the KL in closed form (:eq:`eq:elbo`).
 
         .. math:: \log p(x) \ge \mathrm E_{q(z|x)}\log p(x\mid z)
             - \mathrm{KL}\bigl(q(z\mid x)\,\|\,p(z)\bigr)
@@ -155,7 +155,7 @@ class VAE(nn.Module):
         return Bound(reconstruction, kl, reconstruction - beta * kl)
 
     def log_weight(self, x: Tensor, *, rng: torch.Generator | None = None) -> Tensor:
-        r"""Estimate the ELBO in its other form, with nothing but a draw of z: shape ``(B,)``.
+        r"""Estimate the ELBO in its other form, by a draw of z, shape ``(B,)`` (:eq:`eq:elbo-gap`).
 
         .. math:: \log w = \log p(x, z) - \log q(z\mid x), \qquad z\sim q(z\mid x)
 
@@ -173,7 +173,7 @@ class VAE(nn.Module):
     def log_likelihood(
         self, x: Tensor, samples: int, *, rng: torch.Generator | None = None
     ) -> Tensor:
-        r"""Estimate log p(x) by importance sampling, shape ``(B,)``.
+        r"""Estimate log p(x) by importance sampling, shape ``(B,)`` (:eq:`eq:iw-bound`).
 
         .. math:: \log\frac1K\sum_{k=1}^K w_k, \qquad w_k = \frac{p(x,z_k)}{q(z_k\mid x)},
             \quad z_k\sim q(z\mid x)
@@ -188,7 +188,7 @@ class VAE(nn.Module):
         Raises:
             ValueError: if samples is not a whole number of at least 1.
 
-        Source: Burda et al. (2016), equation 8.
+        Source: Burda et al. (2016), section 3.
         """
         if not isinstance(samples, int) or samples < 1:
             raise ValueError(f"samples={samples!r}: give a whole number, at least 1")
