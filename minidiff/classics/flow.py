@@ -18,7 +18,7 @@ LARGEST = 2.0  # of a log-scale: a layer stretches an entry by at most e^2 = 7.4
 
 
 class Mapped(NamedTuple):
-    """Points after a map, ``(B, features)``, and log |det| of its Jacobian there, ``(B,)``."""
+    """Points after a map, ``(B, features)``, and its log-determinant there, ``(B,)``."""
 
     x: Tensor
     log_det: Tensor
@@ -31,7 +31,7 @@ class Coupling(nn.Module):
         \log\Bigl|\det\frac{\partial y}{\partial x}\Bigr| = \sum_{i\in B} s_i(x_A)
 
     The Jacobian is triangular, so its determinant is the product of the scales, and the networks
-    s and b need not be invertible. s = 2 tanh(r / 2) of a raw output r, so that |s| < 2.
+    s and b need not be invertible. s = 2 tanh(r / 2) of a raw output r lies between -2 and 2.
 
     Args:
         changed: bool, shape ``(features,)``: True = in B.
