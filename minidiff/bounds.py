@@ -16,11 +16,11 @@ from torch import Tensor
 
 from .denoiser import Denoise, Denoiser
 from .grids import check_times, ddpm_steps
-from .losses import Times, uniform_times
+from .losses import Times, both_outputs, noisy, uniform_times
 from .predictions import FAINT, to_x0
 from .process import diffuse, moves, prior_kl
 from .schedules import BetaTable, Schedule
-from .tensors import bcast, check_data, check_same_shape, generator, randn_like
+from .tensors import bcast, check_data, check_same_shape, generator, randn_like, sum_entries
 from .variance import Variance, posterior_variance
 
 Decoder = Callable[[Tensor, Tensor, "Tensor | float"], Tensor]
@@ -249,11 +249,6 @@ def _to_clean(times: Tensor) -> Tensor:
     return times
 
 
-def sum_entries(value: Tensor) -> Tensor:
-    """Return the sum over everything but the batch."""
-    return value.reshape(len(value), -1).sum(1)
-
-
 def _positive(var: Tensor | float, instead: float, t: Tensor) -> Tensor | float:
     if isinstance(var, Tensor):
         var = torch.where(var == 0, torch.full_like(var, instead), var) if instead > 0 else var
@@ -320,19 +315,11 @@ def hybrid_loss(
     table = denoiser.schedule
     if not isinstance(table, BetaTable) or table.T < 2:
         raise ValueError(f"denoiser.schedule is {table!r}: L_hybrid needs a BetaTable of T >= 2")
-    check_data("x0", x0)
-    rng = generator(rng)
-    t = times(table, len(x0), rng)
+    t, at, eps, x = noisy(table, x0, times, rng)
     step = (t * table.T).round().long()
     if not bool((((t * table.T - step).abs() < 1e-6) & (step > 0)).all()):
         raise ValueError("times are not steps 1..T of the table: use uniform_times, or round them")
-    at = table(t).over(x0)
-    eps = randn_like(x0, rng)
-    x = diffuse(at, x0, eps)
-    y, second = denoiser.raw(x, t, cond)
-    if second is None:
-        raise ValueError("denoiser has no second output: its net must return Output(y, second)")
-    check_same_shape("second", second, "x0", x0)
+    y, second = both_outputs(denoiser, x, t, cond)
     simple = (y - denoiser.prediction.define(at, x0, eps)) ** 2
     guess = to_x0(denoiser.prediction, y, x, at).detach()
 

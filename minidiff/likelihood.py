@@ -20,14 +20,13 @@ from .bounds import (
     gaussian_decoder,
     grey_values,
     hybrid_loss,
-    sum_entries,
     vlb,
 )
 from .denoiser import Denoise
 from .grids import check_times
 from .predictions import FAINT
 from .schedules import Schedule
-from .tensors import check_data, generator
+from .tensors import check_data, generator, sum_entries
 
 __all__ = [
     "Bound",

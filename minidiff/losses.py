@@ -162,7 +162,7 @@ def denoising_error(
     """
     if weight is not None:
         times = _audible(times)
-    t, at, eps, x_t = _noisy(denoiser.schedule, x0, times, rng)
+    t, at, eps, x_t = noisy(denoiser.schedule, x0, times, rng)
     if known is not None:
         x_t = torch.where(check_mask("known", known, x0), x0, x_t)
     if weight is None:
@@ -183,7 +183,7 @@ def _audible(times: Times) -> Times:
     return moved
 
 
-def _noisy(
+def noisy(
     schedule: Schedule, x0: Tensor, times: Times, rng: torch.Generator | None
 ) -> tuple[Tensor, Level, Tensor, Tensor]:
     """Draw times, then noise; return ``(t, at, eps, x_t)``."""
@@ -262,8 +262,8 @@ def sn_loss(
 
     Source: Bao et al. (2022), optimal covariance with imperfect mean: SN-DPM.
     """
-    t, _, eps, x_t = _noisy(denoiser.schedule, x0, times, rng)
-    _, second = _both(denoiser, x_t, t, cond)
+    t, _, eps, x_t = noisy(denoiser.schedule, x0, times, rng)
+    _, second = both_outputs(denoiser, x_t, t, cond)
     return ((second - eps**2) ** 2).reshape(len(x0), -1).mean(1)
 
 
@@ -287,13 +287,14 @@ def npr_loss(
 
     Source: Bao et al. (2022), optimal covariance with imperfect mean: NPR-DPM.
     """
-    t, at, eps, x_t = _noisy(denoiser.schedule, x0, times, rng)
-    y, second = _both(denoiser, x_t, t, cond)
+    t, at, eps, x_t = noisy(denoiser.schedule, x0, times, rng)
+    y, second = both_outputs(denoiser, x_t, t, cond)
     eps_hat = _implied_noise(denoiser.prediction, y.detach(), x_t, at)
     return ((second - (eps - eps_hat) ** 2) ** 2).reshape(len(x0), -1).mean(1)
 
 
-def _both(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
+def both_outputs(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
+    """Return ``(y, second)``, or raise if the net has no second output of the shape of x."""
     y, second = denoiser.raw(x_t, t, cond)
     if second is None:
         raise ValueError("denoiser has no second output: let its net return Output(y, second)")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .schedules import Level, Schedule
-from .tensors import check_same_shape
+from .tensors import check_same_shape, sum_entries
 
 
 def diffuse(at: Level, x0: Tensor, eps: Tensor) -> Tensor:
@@ -220,4 +220,4 @@ def prior_kl(at: Level, x0: Tensor) -> Tensor:
     total = at.signal**2 + at.noise**2
     share = at.noise**2 / total
     terms = (at.signal**2 * x0**2 / total + share - 1 - share.log()) / 2
-    return terms.expand(x0.shape).reshape(len(x0), -1).sum(1)
+    return sum_entries(terms.expand(x0.shape))

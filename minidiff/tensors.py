@@ -87,6 +87,11 @@ def randn(
     return noise if device is None else noise.to(device)
 
 
+def sum_entries(value: Tensor) -> Tensor:
+    """Return the sum over everything but the batch, shape ``(B,)``."""
+    return value.reshape(len(value), -1).sum(1)
+
+
 def masked_mean(value: Tensor, mask: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
     r"""Average ``value`` where ``mask`` is True: one ratio of sums (:eq:`eq:masked-mean`).
 

@@ -1,4 +1,6 @@
-"""The five kinds of paths that most tests go through, and seeded numbers."""
+"""The five kinds of paths that most tests go through, written out, and seeded numbers."""
+
+import math
 
 import pytest
 import torch
@@ -24,3 +26,42 @@ def seeded(seed=0):
 def data(*shape, seed=0, dtype=D):
     """Standard normal numbers."""
     return torch.randn(*shape, dtype=dtype, generator=seeded(seed))
+
+
+def times_of(values):
+    """A grid from plain numbers."""
+    return torch.tensor(values, dtype=D)
+
+
+def guess(x, t):
+    """A stand-in for a denoiser, smooth in x and in t."""
+    return torch.tanh(x) * (0.9 - 0.3 * float(t))
+
+
+def level(name, t):
+    """Signal, noise and their slopes, from the closed forms of the paths; plain numbers."""
+    if name == "VP":
+        s = math.exp(-(t**2) * 19.9 / 4 - t * 0.1 / 2)
+        n, rate = math.sqrt(1 - s * s), (0.1 + 19.9 * t) / 2
+        return s, n, -rate * s, rate * s * s / n
+    if name == "Cosine":
+        turn = math.pi / 2
+        s, n = math.cos(turn * t) if t < 1 else 0.0, math.sin(turn * t)
+        return s, n, -turn * n, turn * s
+    if name == "LinearPath":
+        return 1 - t, t, -1.0, 1.0
+    n = 0.002 * 40000**t
+    return 1.0, n, 0.0, math.log(40000) * n
+
+
+class Counting(md.Schedule):
+    """The linear path, which counts in ``calls`` how often it computed a level."""
+
+    calls = 0
+
+    def level(self, t):
+        self.calls += 1
+        return md.LinearPath().level(t)
+
+    def time(self, log_snr):
+        return md.LinearPath().time(log_snr)

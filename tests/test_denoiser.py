@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from paths import Counting
 from torch import nn
 
 import minidiff as md
@@ -144,22 +145,13 @@ def test_seen_is_the_last_call():
 def test_a_branch_asks_the_schedule_once_a_time():
     """The level of a scalar time is remembered with the row; one of a batch is not kept."""
 
-    class Counting(md.Schedule):
-        calls = 0
-
-        def level(self, t):
-            type(self).calls += 1
-            return md.LinearPath().level(t)
-
-        def time(self, log_snr):
-            return md.LinearPath().time(log_snr)
-
-    branch, x = md.Denoiser(TwoHeads(), Counting(), "flow").given(None), data(3, 2)
+    path = Counting()
+    branch, x = md.Denoiser(TwoHeads(), path, "flow").given(None), data(3, 2)
     for _ in range(3):
         branch(x, torch.tensor(0.25, dtype=D))
-    assert Counting.calls == 1 and float(branch.seen.at.noise) == 0.25
+    assert path.calls == 1 and float(branch.seen.at.noise) == 0.25
     branch(x, torch.full((3,), 0.25, dtype=D))
-    assert Counting.calls == 2 and branch.seen.at.noise.tolist() == [0.25] * 3
+    assert path.calls == 2 and branch.seen.at.noise.tolist() == [0.25] * 3
 
 
 def test_seen_serves_a_variance():

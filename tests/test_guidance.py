@@ -630,3 +630,12 @@ def test_wrappers_refuse_at_the_call(call, word):
     """When they are built, not when they are first asked."""
     with pytest.raises(ValueError, match=word):
         call()
+
+
+def test_energy_in_numbers():
+    """eq:energy-samples at r = 4, as the page quotes it: means in units of a, and variances."""
+    r, q = 4.0, torch.linspace(0, 1, 100_001, dtype=D)
+    flow = r * math.exp(-r / 2) * float(torch.trapezoid(torch.exp(r * q**2 / 2), q))
+    got = (r / (1 + r), flow, 1 - math.exp(-r), 1 / (1 + r), math.exp(-r))
+    assert got == pytest.approx((0.80, 1.28, 0.98, 0.2, 0.018), abs=5e-3)
+    assert (1 - math.exp(-2 * r)) / (2 * r) == pytest.approx(0.125, abs=5e-4)

@@ -9,6 +9,7 @@ from itertools import pairwise
 import diffusers
 import pytest
 import torch
+from paths import Counting
 from torch import nn
 
 import minidiff as md
@@ -577,20 +578,11 @@ def test_the_start_is_not_changed():
 def test_one_schedule_call_serves_the_whole_grid():
     """All moves come from one call; the loop asks the schedule nothing."""
 
-    class Counting(md.Schedule):
-        calls = 0
-
-        def level(self, t):
-            type(self).calls += 1
-            return md.LinearPath().level(t)
-
-        def time(self, log_snr):
-            return md.LinearPath().time(log_snr)
-
-    states = md.ddim(shrink, Counting(), data(2, 2), md.grids.uniform(20))
-    assert Counting.calls <= 2  # the level, and its slope at 0
+    path = Counting()
+    states = md.ddim(shrink, path, data(2, 2), md.grids.uniform(20))
+    assert path.calls <= 2  # the level, and its slope at 0
     md.last(states)
-    assert Counting.calls <= 2
+    assert path.calls <= 2
 
 
 def test_trajectory_and_last():

@@ -9,6 +9,7 @@ from itertools import pairwise
 import diffusers
 import pytest
 import torch
+from paths import Counting, guess, level, times_of
 from torch import nn
 
 import minidiff as md
@@ -40,31 +41,6 @@ def seeded(seed=3):
 
 def data(*shape, seed=0):
     return torch.randn(*shape, dtype=D, generator=seeded(seed))
-
-
-def times_of(values):
-    return torch.tensor(values, dtype=D)
-
-
-def guess(x, t):
-    """A stand-in for a denoiser, smooth in x and in t."""
-    return torch.tanh(x) * (0.9 - 0.3 * float(t))
-
-
-def level(name, t):
-    """Signal, noise and their slopes, from the closed forms of the paths; plain numbers."""
-    if name == "VP":
-        s = math.exp(-(t**2) * 19.9 / 4 - t * 0.1 / 2)
-        n, rate = math.sqrt(1 - s * s), (0.1 + 19.9 * t) / 2
-        return s, n, -rate * s, rate * s * s / n
-    if name == "Cosine":
-        turn = math.pi / 2
-        s, n = math.cos(turn * t) if t < 1 else 0.0, math.sin(turn * t)
-        return s, n, -turn * n, turn * s
-    if name == "LinearPath":
-        return 1 - t, t, -1.0, 1.0
-    n = 0.002 * 40000**t
-    return 1.0, n, 0.0, math.log(40000) * n
 
 
 def velocity(name, x, t):
@@ -575,20 +551,11 @@ def test_randomness_is_the_generators(solver, global_state_untouched):
 def test_the_loop_asks_the_schedule_nothing(solver):
     """What is known before the first call of the denoiser is computed at the call."""
 
-    class Counting(md.Schedule):
-        calls = 0
-
-        def level(self, t):
-            type(self).calls += 1
-            return md.LinearPath().level(t)
-
-        def time(self, log_snr):
-            return md.LinearPath().time(log_snr)
-
-    states = solver(guess, Counting(), data(2, 2), md.grids.uniform(20))
-    before = Counting.calls
+    path = Counting()
+    states = solver(guess, path, data(2, 2), md.grids.uniform(20))
+    before = path.calls
     md.last(states)
-    assert Counting.calls == before <= 5
+    assert path.calls == before <= 5
 
 
 @pytest.mark.parametrize(

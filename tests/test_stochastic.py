@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from paths import guess, level, times_of
 
 import minidiff as md
 
@@ -42,27 +43,6 @@ def data(*shape, seed=0):
     return torch.randn(*shape, dtype=D, generator=seeded(seed))
 
 
-def times_of(values):
-    return torch.tensor(values, dtype=D)
-
-
-def guess(x, t):
-    """A stand-in for a denoiser, smooth in x and in t."""
-    return torch.tanh(x) * (0.9 - 0.3 * float(t))
-
-
-def level(name, t):
-    """Signal and noise from the closed forms of the paths; plain numbers."""
-    if name == "VP":
-        s = math.exp(-(t**2) * 19.9 / 4 - t * 0.1 / 2)
-        return s, math.sqrt(1 - s * s)
-    if name == "Cosine":
-        return math.cos(math.pi * t / 2), math.sin(math.pi * t / 2)
-    if name == "LinearPath":
-        return 1 - t, t
-    return 1.0, 0.002 * 40000**t
-
-
 def sde(name, t):
     """Drift factor and squared diffusion of dx = f x dt + g dw, from the literature's closed forms.
 
@@ -88,7 +68,7 @@ def close(states, want, tolerance=1e-11):
 
 
 def score(name, x, t):
-    s, n = level(name, t)
+    s, n = level(name, t)[:2]
     return (s * guess(x, t) - x) / n**2
 
 
@@ -121,7 +101,7 @@ STD = 0.5
 
 def truth(name, t):
     """Variance of N(0, STD^2) data at time t."""
-    s, n = level(name, t)
+    s, n = level(name, t)[:2]
     return (s * STD) ** 2 + n**2
 
 
@@ -192,7 +172,7 @@ def test_langevin_written_out(name):
     x, want, rng = data(4, 2), [], seeded(5)
     start, step = x, 0.3
     for t, s in pairwise(TIMES):
-        a, n = level(name, t)
+        a, n = level(name, t)[:2]
         alpha = step * n**2
         for _ in range(3):
             x = x + alpha * score(name, x, t) + math.sqrt(2 * alpha) * draw(x, rng)
@@ -224,7 +204,7 @@ def test_langevin_bias(name, step):
     v = gain^2 v + noise^2.
     """
     path, t = PATHS[name], 0.5
-    a, n = level(name, t)
+    a, n = level(name, t)[:2]
     v, alpha = a**2 + n**2, step * n**2
     x, rng = times_of([0.0, 1.0]), seeded(5)
     states = md.langevin(
@@ -295,7 +275,7 @@ def test_predictor_corrector_written_out(name, corrections):
     x, want, rng = data(4, 2), [], seeded(5)
     start = x
     for t, s in pairwise(times):
-        a_t, n_t = level(name, t)
+        a_t, n_t = level(name, t)[:2]
         alpha = 2 * (snr * n_t) ** 2
         for _ in range(corrections):
             x = x + alpha * score(name, x, t) + math.sqrt(2 * alpha) * draw(x, rng)
@@ -303,7 +283,7 @@ def test_predictor_corrector_written_out(name, corrections):
         if s == 0:
             x = x0
         else:
-            a_s, n_s = level(name, s)
+            a_s, n_s = level(name, s)[:2]
             b = n_t**2 - (a_t / a_s) ** 2 * n_s**2
             mean = a_t / a_s * (n_s / n_t) ** 2 * x + a_s * b / n_t**2 * x0
             x = mean + n_s / n_t * math.sqrt(b) * draw(x, rng)

@@ -241,6 +241,9 @@ def test_doubt_below_zero_counts_as_none(head):
     assert READ[head](branch)(heard(branch, move_of(var=0.1))).tolist() == [[0.1, 0.1]]
 
 
+QUOTED = {0.8: (0.66, 0.27), 1.2: (7.8, 0.26)}
+
+
 @pytest.mark.parametrize("share, least", [(0.8, 0.2), (1.2, 2.0)])
 def test_npr_forgives_a_wrong_mean(share, least):
     """With eps off by 20 % the bound under NPR is lower than under SN by far.
@@ -255,7 +258,10 @@ def test_npr_forgives_a_wrong_mean(share, least):
         branch = branch_of(head, share=share)
         return bounds.vlb(branch, TABLE, x0, times, variance=READ[head](branch), rng=seed(12)).total
 
-    loss = (total("sn", share) - total("npr", share)) / 2
+    sn, npr = total("sn", share) / 2, total("npr", share) / 2
+    for quoted, each in zip(QUOTED[share], (sn, npr), strict=True):  # the numbers of the page
+        assert float(each.mean()) == pytest.approx(quoted, abs=4 * standard_error(each))
+    loss = sn - npr
     assert float(loss.mean()) > least
     assert float(loss.mean()) > 5 * standard_error(loss)
     torch.testing.assert_close(total("sn", 1.0), total("npr", 1.0), rtol=1e-6, atol=1e-6)
