@@ -199,6 +199,7 @@ def test_slip_error_weight():
         # 1e-8: the mean is a difference of numbers of the size of 1/sqrt(alpha-bar), 157 at t = T
         assert torch.allclose(right, truth, rtol=1e-8)
         assert not torch.allclose(printed, truth, rtol=1e-5)
+    assert BETA.argmax() == T  # so the error, 1 - alpha_t, is largest at the last step
     says("slip-error-weight", f"{float(1 - printed / truth):.0%}".rstrip("%"))
 
 
@@ -531,16 +532,21 @@ def test_slip_mean_in_eps():
     on_eps = b / ((1 - at).sqrt() * a.sqrt())
     line_printed = (a.sqrt() * (1 - as_) / (1 - at) + b / (1 - at)) * x_t - on_eps * eps
     line_right = (a.sqrt() * (1 - as_) / (1 - at) + b / ((1 - at) * a.sqrt())) * x_t - on_eps * eps
+    share = (a - at + b) / (1 - at)  # 1: what the next line uses
+    assert torch.allclose(share, torch.ones_like(share), rtol=1e-12)
+    second_printed = share / at.sqrt() * x_t - on_eps * eps
+    assert torch.allclose(share / a.sqrt() * x_t - on_eps * eps, truth, rtol=1e-10)
     last_printed = (x_t - b / (1 - at).sqrt() * eps) / at.sqrt()
     last_right = (x_t - b / (1 - at).sqrt() * eps) / a.sqrt()
     assert torch.allclose(line_right, truth, rtol=1e-10) and torch.allclose(
         last_right, truth, rtol=1e-10
     )
     assert abs(line_printed - truth) > 1e-5
-    assert abs(last_printed - truth) > 1
+    assert abs(second_printed - truth) > 1 and abs(last_printed - truth) > 1
     says(
         "slip-mean-in-eps",
         f"{float(last_printed):.2f}",
+        f"{float(second_printed):.2f}",
         f"{float(truth):.2f}",
         f"{float((a / at).sqrt()):.1f}",
     )
@@ -819,3 +825,165 @@ def test_loose_batch_of_one():
     assert bool(torch.tensor([0]) == 0)
     with pytest.raises(RuntimeError, match="ambiguous"):
         bool(torch.tensor([0, 0]) == 0)
+
+
+def test_loose_original_data():
+    """Noise to step t, then the exact reversal for data N(0, 1): the covariance of start and end.
+
+    The reversal is x_{t-1} = sqrt(alpha) x_t + sqrt(beta) z, iterated from the exact x_t.
+    """
+    figures = []
+    for turn in (100, 500, T):
+        var, cov = 1.0, float(ABAR[turn].sqrt())  # of x_t; of x_t with the x_0 it came from
+        for t in range(turn, 0, -1):
+            var = float(ALPHA[t]) * var + float(BETA[t])
+            cov = float(ALPHA[t].sqrt()) * cov
+        assert var == pytest.approx(1, abs=1e-12)  # a sample of the data
+        assert cov == pytest.approx(float(ABAR[turn]), rel=1e-9)
+        gap = 2 * var - 2 * cov  # printed: the data themselves, so 0; independent samples have 2
+        assert gap > 0.2
+        figures.append(cov)
+    assert gap == pytest.approx(2, abs=1e-4)
+    mantissa, exponent = f"{figures[2]:.0e}".split("e-0")
+    says(
+        "loose-original-data",
+        f"{figures[0]:.2f}",
+        f"{figures[1]:.2f}",
+        rf"{mantissa}\cdot 10^{{-{exponent}}}",
+    )
+
+
+def test_loose_terms_average():
+    """The terms at given x_1 .. x_T, and their average over q(x_t | x_0), for a tight chain."""
+    betas, x0 = [0.1, 0.2, 0.3, 0.4], 1.0
+    alphas = [1 - b for b in betas]
+    abar = [math.prod(alphas[:t]) for t in range(len(betas) + 1)]
+    L_T, middle, L_0 = exact_chain_terms(betas, x0)
+
+    def terms(xs):  # -log p(x0 | x1), then each divergence given its x_t
+        found = [-normal_log_prob(x0, math.sqrt(alphas[0]) * xs[0], betas[0])]
+        for t in range(2, len(betas) + 1):
+            a, b, at, as_, x_t = alphas[t - 1], betas[t - 1], abar[t], abar[t - 1], xs[t - 1]
+            var = (1 - as_) / (1 - at) * b
+            mean = (math.sqrt(as_) * b * x0 + math.sqrt(a) * (1 - as_) * x_t) / (1 - at)
+            gap = mean - math.sqrt(a) * x_t
+            found.append(0.5 * (math.log(b / var) + (var + gap**2) / b - 1))
+        return found
+
+    def path(eps):
+        return [math.sqrt(at) * x0 + math.sqrt(1 - at) * eps for at in abar[1:]]
+
+    # each term is quadratic in its own x_t, so the mean over eps = -1 and eps = 1 is its average
+    average = [(a + b) / 2 for a, b in zip(terms(path(-1)), terms(path(1)), strict=True)]
+    assert average == pytest.approx([L_0, *middle], abs=1e-12)
+    truth = -normal_log_prob(x0, 0, 1)
+    assert L_T + sum(average) == pytest.approx(truth, abs=1e-12)
+    at_means, at_zero = L_T + sum(terms(path(0))), L_T + sum(terms([0.0] * len(betas)))
+    assert truth - at_means > 0.5 and at_zero - truth > 5
+    says("loose-terms-average", f"{truth:.3f}", f"{at_means:.3f}", f"{at_zero:.2f}")
+
+
+def test_loose_first_weight():
+    """lambda_t with both variances, and what stands at t = 1: -log p(x0 | x1), no divergence."""
+
+    def weight(t, var):
+        return BETA[t] ** 2 / (2 * var * ALPHA[t] * (1 - ABAR[t]))
+
+    with_beta = torch.stack([weight(t, BETA[t]) for t in range(1, T + 1)])
+    assert with_beta.argmax() == 0 and with_beta.max() < 0.51
+    assert BETA_TILDE[1] == 0 and torch.isinf(weight(1, BETA_TILDE[1]))
+    with_tilde = torch.stack([weight(t, BETA_TILDE[t]) for t in range(2, T + 1)])
+    assert with_tilde.argmax() == 0 and torch.isfinite(with_tilde).all()
+    # t = 1 by hand: the log-density of the x0 that gave x1, with two noise predictions
+    x0, eps = 0.4, -1.3
+    x1 = ABAR[1].sqrt() * x0 + (1 - ABAR[1]).sqrt() * eps
+
+    def loss(predicted):
+        mean = (x1 - BETA[1] / (1 - ABAR[1]).sqrt() * predicted) / ALPHA[1].sqrt()
+        return -normal_log_prob(x0, mean, float(BETA[1]))
+
+    assert torch.allclose(loss(0.2) - loss(eps), with_beta[0] * (eps - 0.2) ** 2, rtol=1e-9)
+    says(
+        "loose-first-weight",
+        f"{float(with_beta[0]):.2f}",
+        f"{float(with_beta[499]):.4f}",
+        f"{float(with_beta[-1]):.4f}",
+        f"{float(with_tilde[0]):.2f}",
+    )
+
+
+def test_loose_cross_attention():
+    """Q = W phi with tokens as rows, as columns, and Q = phi W^T. The result is checked by hand."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, **torch_double)
+
+    d, d_image, d_text, n = 4, 6, 7, 5
+    W_Q, W_K, W_V = draw(d, d_image), draw(d, d_text), draw(d, d_text)
+
+    def attend(Q, K, V):
+        weights = (Q @ K.T / math.sqrt(d)).softmax(-1)
+        return weights, weights @ V
+
+    def printed(phi, tau):
+        return attend(W_Q @ phi, W_K @ tau, W_V @ tau)
+
+    for m in (3, n):  # tokens of the text; the image has n
+        phi, tau = draw(n, d_image), draw(m, d_text)
+        weights, right = attend(phi @ W_Q.T, tau @ W_K.T, tau @ W_V.T)
+        assert weights.shape == (n, m)
+        # one token at a time, as the columns of the printed lines
+        q = W_Q @ phi[2]
+        scores = torch.stack([q @ (W_K @ word) / math.sqrt(d) for word in tau]).exp()
+        by_hand = sum(s * (W_V @ word) for s, word in zip(scores, tau, strict=True)) / scores.sum()
+        assert torch.allclose(right[2], by_hand, rtol=1e-12)
+        with pytest.raises(RuntimeError, match="shape"):
+            printed(phi, tau)  # tokens as rows
+        if m != n:
+            with pytest.raises(RuntimeError, match="shape"):
+                printed(phi.T, tau.T)  # tokens as columns
+        else:
+            channels, wrong = printed(phi.T, tau.T)
+            assert channels.shape == (d, d) and not torch.allclose(wrong.T, right, atol=0.1)
+            says("loose-cross-attention", f"{d} by {d}", f"{n} by {n}")
+
+
+def test_loose_clip_scale():
+    """Two captions at +-45 degrees, an image at an angle between.
+
+    The gradients, per radian, of the cosine and of the log-softmax with CLIP's temperature.
+    """
+    temperature = 0.01
+    captions = torch.tensor([math.pi / 4, -math.pi / 4], **torch_double)
+
+    def cosine(angle):
+        return (angle[..., None] - captions).cos()[..., 0]
+
+    def log_p(angle):
+        return ((angle[..., None] - captions).cos() / temperature).log_softmax(-1)[..., 0]
+
+    half, near = 0.0, math.pi / 8  # 45 and 22.5 degrees from the caption
+    printed, true = grad(cosine, half), grad(log_p, half)
+    assert torch.allclose(true, printed / temperature, rtol=1e-12)  # the scale that is missing
+    content, scaled = grad(log_p, near), grad(cosine, near) / temperature
+    assert content.abs() < 1e-10 and scaled > 30
+    says(
+        "loose-clip-scale",
+        f"{float(printed):.3f}",
+        f"{float(true):.1f}",
+        f"{float(content):.3f}",
+        f"{float(scaled):.1f}",
+    )
+
+
+def test_loose_glide_parameters():
+    """The weights of a transformer block counted on a small one: 12 width^2, to first order."""
+    width = 64
+    block = torch.nn.TransformerEncoderLayer(width, 4, dim_feedforward=4 * width)
+    matrices = sum(p.numel() for p in block.parameters() if p.ndim == 2)
+    assert matrices == 12 * width**2
+    text = 24 * 12 * 2048**2 / 1e9
+    printed, right = 2.3, 2.3 + text
+    assert right / printed > 1.5
+    says("loose-glide-parameters", f"{printed}", f"{text:.1f}", f"{right:.1f}")
