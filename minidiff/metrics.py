@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -84,3 +86,46 @@ def sliced_wasserstein(
     inside = jumps - share / 2
     gap = shadow_a[(inside * n).long()] - shadow_b[(inside * m).long()]
     return float((share[:, None] * gap.square()).sum(0).mean().sqrt())
+
+
+class Coverage(NamedTuple):
+    """How samples fall on known modes.
+
+    Attributes:
+        shares: Share of the samples at each mode, shape ``(K,)``.
+        inside: Their sum: the share of the samples at any mode.
+        covered: Number of modes with at least the share ``least``.
+    """
+
+    shares: Tensor
+    inside: float
+    covered: int
+
+
+def mode_coverage(
+    samples: Tensor, modes: Tensor, *, radius: float, least: float = 0.02
+) -> Coverage:
+    r"""Count the samples near each of several known modes (:eq:`eq:mode-share`).
+
+    .. math:: c_k = \frac1N\#\bigl\{n : \lVert x_n-m_k\rVert\le r
+        \text{ and no mode is nearer}\bigr\}
+
+    Between two modes far apart a sample counts for neither, so ``1 - inside`` holds the bridges.
+
+    Args:
+        samples: Shape ``(N, D)``; other axes are flattened.
+        modes: Centres m_k, shape ``(K, D)``.
+        radius: r, a distance; three standard deviations of a mode is a usual choice.
+        least: Share from which on a mode counts as covered, above 0.
+
+    Raises:
+        ValueError: if the columns differ in number, a value is not finite, or radius or least is
+            not positive.
+    """
+    samples, modes = _pair(samples, modes)
+    if not radius > 0 or not least > 0:
+        raise ValueError(f"radius={radius}, least={least}: give positive numbers")
+    nearest = torch.cdist(samples, modes.to(samples.device)).min(1)
+    here = nearest.indices[nearest.values <= radius]
+    shares = here.bincount(minlength=len(modes)) / len(samples)
+    return Coverage(shares, float(shares.sum()), int((shares >= least).sum()))

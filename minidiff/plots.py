@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from torch import Tensor
 
 STYLE = Path(__file__).with_name("course.mplstyle")
@@ -45,6 +46,35 @@ def scatter(
     if reach is not None:
         ax.set_xlim(-reach, reach)
         ax.set_ylim(-reach, reach)
+    return ax
+
+
+def heat(
+    ax: Axes,
+    points: Tensor,
+    *,
+    reach: float,
+    bins: int = 64,
+    color: str = DATA,
+    top: float | None = None,
+) -> Axes:
+    """Draw the density of points ``(N, 2)`` in -reach..reach as shades of one colour.
+
+    The shade follows the root of the density, so that thin bridges between modes stay visible.
+    ``top`` is the density of the full colour, in points of the whole set per unit of area; give
+    the same one to panels that are compared.
+    """
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"points has shape {tuple(points.shape)}: give (N, 2)")
+    if not reach > 0 or bins < 1:
+        raise ValueError(f"reach={reach}, bins={bins}: give a positive reach and at least 1 bin")
+    xy, box = _array(points), (-reach, reach, -reach, reach)
+    counts = np.histogram2d(xy[:, 0], xy[:, 1], bins=bins, range=[box[:2], box[2:]])[0]
+    density = counts.T / len(xy) / (2 * reach / bins) ** 2
+    shades = LinearSegmentedColormap.from_list("shades", ["white", color, "black"])
+    norm = PowerNorm(0.5, vmin=0, vmax=density.max() if top is None else top)
+    ax.imshow(density, origin="lower", extent=box, cmap=shades, norm=norm)
+    ax.grid(False)
     return ax
 
 

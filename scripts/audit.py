@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "_build" / "html"
 DEFAULT = [
     "book/intro.html",
+    "book/04_diffusion_elbo.html",
     "book/05_ddpm.html",
     "book/notation.html",
     "book/ledger.html",

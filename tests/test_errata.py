@@ -903,6 +903,9 @@ def test_loose_first_weight():
         return -normal_log_prob(x0, mean, float(BETA[1]))
 
     assert torch.allclose(loss(0.2) - loss(eps), with_beta[0] * (eps - 0.2) ** 2, rtol=1e-9)
+    as_data = with_beta * (ABAR / (1 - ABAR))[1:]
+    assert round(float(as_data[0])) in range(4995, 5006)  # 5000
+    assert 1.15e10 < float(as_data[0] / as_data[-1]) < 1.25e10
     says(
         "loose-first-weight",
         f"{float(with_beta[0]):.2f}",
@@ -987,3 +990,52 @@ def test_loose_glide_parameters():
     printed, right = 2.3, 2.3 + text
     assert right / printed > 1.5
     says("loose-glide-parameters", f"{printed}", f"{text:.1f}", f"{right:.1f}")
+
+
+def test_loose_flow_architecture():
+    """A velocity of rank 1 has no inverse, but following it has: there and back, and its volume."""
+    rng = torch.Generator().manual_seed(0)
+    w = torch.randn(3, 1, generator=rng, **torch_double)
+    u = torch.randn(1, 3, generator=rng, **torch_double)
+
+    def velocity(x):
+        return (torch.tanh(x @ w) @ u).squeeze(0) if x.ndim == 1 else torch.tanh(x @ w) @ u
+
+    def follow(x, h, steps=400):
+        for _ in range(steps):
+            k1 = velocity(x)
+            k2 = velocity(x + h / 2 * k1)
+            k3 = velocity(x + h / 2 * k2)
+            x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + velocity(x + h * k3))
+        return x
+
+    x = torch.tensor([0.3, -0.8, 0.5], **torch_double)
+    jacobian = torch.autograd.functional.jacobian(velocity, x)
+    assert abs(float(torch.linalg.det(jacobian))) < 1e-12  # v itself cannot be inverted
+    end = follow(x, 1 / 400)
+    assert float((follow(end, -1 / 400) - x).abs().max()) < 1e-9
+    assert float((end - x).norm()) > 0.1
+    log_det = float(
+        torch.linalg.slogdet(
+            torch.autograd.functional.jacobian(lambda v: follow(v, 1 / 400), x)
+        ).logabsdet
+    )
+    # the trace is (1 - tanh^2(w'x)) u'w along the path, by Simpson's rule on the same steps
+    track = [x]
+    for _ in range(400):
+        track.append(follow(track[-1], 1 / 400, 1))
+    trace = (1 - torch.tanh(torch.stack(track) @ w).square()).squeeze(1) * (u @ w).squeeze()
+    weight = torch.ones(401, **torch_double)
+    weight[1:-1:2], weight[2:-1:2] = 4, 2
+    integral = float((weight * trace).sum() / 3 / 400)
+    assert abs(integral - log_det) < 1e-9 and abs(log_det) > 0.05
+
+
+def test_loose_less_diversity():
+    """Discrete modes: the divergence as a sum, for 7 of 8 and for all 8; KL is infinite."""
+    p = torch.full((8,), 1 / 8, **torch_double)
+    q = torch.tensor([1 / 7] * 7 + [0.0], **torch_double)
+    m = (p + q) / 2
+    jsd = float((torch.xlogy(p, p / m) + torch.xlogy(q, q / m)).sum() / 2)
+    says("loose-less-diversity", f"{jsd:.3f}", f"{math.log(2):.3f}")
+    assert float((p * (p / q).log()).sum()) == math.inf

@@ -157,3 +157,30 @@ X = torch.zeros(4, 2)
 def test_metrics_refuse(call, word):
     with pytest.raises(ValueError, match=word):
         call()
+
+
+# ---- modes --------------------------------------------------------------------------------
+
+
+def test_mode_coverage_by_hand():
+    """Ten points on a line, modes at 0, 1 and 5, radius 1: at a distance of .6 from 1 and .4 from
+    0 a point is 0's; at 2 (distance 1) it is still 1's; at 2.1 and -1.1 it is nobody's.
+    """
+    points = torch.tensor([[0.0], [0.4], [-1.0], [-1.1], [0.6], [2.0], [2.1], [3.9], [4.0], [6.0]])
+    modes = torch.tensor([[0.0], [1.0], [5.0]])
+    got = metrics.mode_coverage(points, modes, radius=1.0)
+    assert got.shares.tolist() == pytest.approx([0.3, 0.2, 0.2])
+    assert got.inside == pytest.approx(0.7) and got.covered == 3
+    assert metrics.mode_coverage(points, modes, radius=1.0, least=0.3).covered == 1
+    assert metrics.mode_coverage(points, modes, radius=1.0, least=0.31).covered == 0
+    none = metrics.mode_coverage(points + 50, modes, radius=1.0)
+    assert none.shares.tolist() == [0, 0, 0] and none.inside == 0 and none.covered == 0
+
+
+def test_mode_coverage_refuses():
+    points = torch.zeros(4, 2)
+    for wrong in ({"radius": 0.0}, {"radius": 1.0, "least": 0.0}, {"radius": float("nan")}):
+        with pytest.raises(ValueError, match="give positive numbers"):
+            metrics.mode_coverage(points, points, **wrong)
+    with pytest.raises(ValueError, match="columns"):
+        metrics.mode_coverage(points, torch.zeros(1, 3), radius=1.0)

@@ -37,6 +37,23 @@ def test_scatter(ax):
     assert ax.get_legend_handles_labels()[1] == ["data"]
 
 
+def test_heat(ax):
+    """Four bins by hand: x to the right, y upwards; shares per area; points outside count in N."""
+    points = torch.tensor([[0.5, 0.5], [0.6, 0.1], [-0.5, 0.9], [0.5, -0.5], [7.0, 0.0]])
+    assert plots.heat(ax, points, reach=1, bins=2, top=0.8) is ax
+    (image,) = ax.images
+    assert image.get_array().tolist() == [[0, 0.2], [0.2, 0.4]]  # rows from below; bins of area 1
+    assert image.origin == "lower" and image.norm.vmax == 0.8
+    assert ax.get_xlim() == (-1, 1) == ax.get_ylim()
+    for wrong in (torch.zeros(3), torch.zeros(3, 3)):
+        with pytest.raises(ValueError, match="points has shape"):
+            plots.heat(ax, wrong, reach=1)
+    with pytest.raises(ValueError, match="reach=0"):
+        plots.heat(ax, points, reach=0)
+    with pytest.raises(ValueError, match="bins=0"):
+        plots.heat(ax, points, reach=1, bins=0)
+
+
 def test_images(ax):
     """A sheet of 2 rows of 3 with a gap of one pixel; -1 is black, 1 is white."""
     assert plots.images(ax, pictures(), columns=3) is ax

@@ -29,7 +29,6 @@ LETTERS = {
     "book/formulas_sampling": "FS",
     "book/formulas_likelihood": "FL",
     "book/formulas_guidance": "FG",
-    "book/formulas_classics": "FC",
     "book/errata": "E",
     "book/glossary": "G",
     "book/ledger": "V",

@@ -1,14 +1,15 @@
 """Exact oracles: data whose quantities under diffusion are known in closed form.
 
-Mixtures of Gaussians and finite data sets, oracles of imputation and of forecasting, and the bound
-that an exact denoiser reaches. Nothing here uses the package's own process, variances or
-likelihoods, so it can judge them.
+Mixtures of Gaussians and finite data sets, oracles of imputation and of forecasting, the bound
+that an exact denoiser reaches, and the true reverse step. Nothing here uses the package's own
+process, variances or likelihoods, so it can judge them.
 """
 
 from .components import FullPosterior, Posterior
 from .expected import bound
 from .mixtures import Empirical, FullMixture, Gaussian, GaussianMixture
 from .oracles import AR1, ConditionalGaussian, Forecast
+from .reverse import best_gaussian, non_gaussianity, reverse_step
 
 __all__ = [
     "AR1",
@@ -20,5 +21,8 @@ __all__ = [
     "Gaussian",
     "GaussianMixture",
     "Posterior",
+    "best_gaussian",
     "bound",
+    "non_gaussianity",
+    "reverse_step",
 ]
