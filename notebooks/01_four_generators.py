@@ -358,6 +358,7 @@ for key, (name, how, band) in LIKELIHOODS.items():
     note(f"likelihood_{key}", values, band, [-60, 0])
 exact = md.GaussianMixture(centres, torch.full((8,), 0.1)).denoiser(schedule)
 note("likelihood_exact_bound", [by_bound(exact, probe, 0)], [-0.75, -0.35], [-2.5, 0.5])
+assert all(numbers[f"likelihood_{key}_max"]["value"] < truth + 0.05 for key in LIKELIHOODS)
 print("check passed: nobody beats the true density")
 
 # %% [markdown]
@@ -602,7 +603,8 @@ smooth = [
     for s in seeds
 ]
 note("spread_means", [spread(x.detach()) for x in smooth], [0.4, 0.9], [0, 5])
-print("check passed: nobody copies, and everybody is far from noise")
+assert all(numbers[f"copy_{name}_min"]["value"] > 0.5 for name in DIGITS)
+print("check passed: nobody copies")
 
 # %% [markdown]
 # Three measures, over all seeds. *Distance to held-out digits*, over pixels: {number}`01_four_generators:digits_GAN|.3f` for the GAN ({number}`01_four_generators:digits_GAN_min|.3f` to {number}`01_four_generators:digits_GAN_max|.3f`), {number}`01_four_generators:digits_VAE|.3f` for the VAE ({number}`01_four_generators:digits_VAE_min|.3f` to {number}`01_four_generators:digits_VAE_max|.3f`), {number}`01_four_generators:digits_flow|.3f` for the flow ({number}`01_four_generators:digits_flow_min|.3f` to {number}`01_four_generators:digits_flow_max|.3f`) and {number}`01_four_generators:digits_diffusion|.3f` for diffusion ({number}`01_four_generators:digits_diffusion_min|.3f` to {number}`01_four_generators:digits_diffusion_max|.3f`). As many training digits have {number}`01_four_generators:digits_floor|.3f`, noise {number}`01_four_generators:digits_noise|.2f`. So little training is not enough for any of them.

@@ -168,7 +168,7 @@ print("check passed: a walk is as near to a jump as another jump is")
 #
 # Noise spreads its power evenly over all frequencies ({eq}`eq:spectrum`). Data do not. In signals and pictures most of the power is in the slow waves, the coarse shapes. So a falling curve meets a flat one. Where the curve of the data dips under the noise, the detail is lost. The crossing must move to slower waves as time goes on.
 #
-# We make signals whose wave number $k$ has a power proportional to $1/k^2$, with random phases. For them the crossing is a formula: it is at $\mathrm{SNR}_t P_k = 1$, where $P_k$ is the power of wave $k$. To *measure* it we ask at which $k$ the squared correlation between clean and noisy coefficients falls to one half. A guess first: from $t = 0.1$ to $t = 0.4$, how many of 63 waves are left?
+# We make signals whose wave number $k$ has a power proportional to $1/k^2$, with random phases. For them the crossing is a formula: it is at $\mathrm{SNR}_t P_k = 1$, where $P_k$ is the power of wave $k$. To *measure* it we ask at which $k$ the squared correlation between clean and noisy coefficients falls to one half. A guess first: how many of the 63 waves are left at $t = 0.1$, and how many at $t = 0.4$?
 
 
 # %%
@@ -243,7 +243,7 @@ print("check passed: the waves drown in the predicted order")
 #
 # All schedules share one clock, the log-SNR {eq}`eq:log-snr`. A schedule only says how fast the clock runs. The figure shows eight. Which of them do not reach noise? And which spend most of their steps where nothing happens any more?
 
-# %% mystnb={"image": {"alt": "Log signal-to-noise ratio against the fraction of steps for eight tables. The linear table in 100 unscaled steps stops near minus 0.6; latent diffusion near minus 5.4; the others fall to minus 10 or lower. The table that is too big leaves the picture after a quarter of the steps."}, "figure": {"name": "fig-log-snr", "caption": "Schedules as log-SNR against the fraction of steps. Above the upper grey line, data outweigh noise a hundred to one; below the lower one, noise outweighs data a hundred to one. The table of Ho et al. without scaling (100 steps) never comes near the lower line. The table that is too big is past it after an eighth of its steps."}}
+# %% mystnb={"image": {"alt": "Log signal-to-noise ratio against the fraction of steps for eight tables. The linear table in 100 unscaled steps stops near minus 0.6; latent diffusion near minus 5.4; the others fall to minus 10 or lower. The table that is too big leaves the picture after a quarter of the steps."}, "figure": {"name": "fig-log-snr", "caption": "Schedules as log-SNR against the fraction of steps. Above the upper grey line, data outweigh noise a hundred to one; below the lower one, noise outweighs data a hundred to one. The table of Ho et al. without scaling (100 steps) never comes near the lower line. The table that is too big is past it after a seventh of its steps."}}
 tables = {
     "linear, 1000": md.linear_betas(1000),
     "cosine, 1000": md.cosine_betas(1000),
@@ -282,7 +282,7 @@ assert 0.36 < bars["unscaled, 100"] < 0.37 and 4.0e-5 < bars["linear, 1000"] < 4
 print("check passed: alpha-bar at the end, and the share of steps in nearly pure noise")
 
 # %% [markdown]
-# Ho et al.'s two numbers leave $\bar\alpha_T$ = {number}`03_noise:bar_linear|.1e` after 1000 steps and {number}`03_noise:bar_unscaled|.2f` after 100: too small. If the betas are too big, {number}`03_noise:wasted_big|.0%` of the steps work on pictures with less than one percent of signal to noise. For the linear table it is {number}`03_noise:wasted_linear|.0%`, for the cosine {number}`03_noise:wasted_cosine|.0%`. The same on a digit:
+# Ho et al.'s two numbers leave $\bar\alpha_T$ = {number}`03_noise:bar_linear|.1e` after 1000 steps and {number}`03_noise:bar_unscaled|.2f` after 100: too small. If the betas are too big, {number}`03_noise:wasted_big|.0%` of the steps work at a signal-to-noise ratio below one hundredth. For the linear table it is {number}`03_noise:wasted_linear|.0%`, for the cosine {number}`03_noise:wasted_cosine|.0%`. The same on a digit:
 
 # %% mystnb={"image": {"alt": "Four strips of a handwritten digit at seven equal fractions of the steps. Linear: hardly to be told from the fourth on. Cosine: to be told up to the fifth. Unscaled: still to be seen in the last. Too big: gone in the second."}, "figure": {"name": "fig-strips", "caption": "One digit and one noise at seven equal fractions of the steps. The linear table loses the digit in the first half, the cosine table spreads the loss over all steps. Unscaled betas never lose it, and betas that are too big lose it at once."}}
 digit_noise = md.tensors.randn_like(digit, md.tensors.seeded(5))
@@ -379,7 +379,7 @@ def look(bar, beta, x, data):
 data = bells(0.2)
 x_t, bar = -0.1, 0.7
 
-# %% mystnb={"image": {"alt": "Three panels with the density of the earlier point. Small step: a narrow bell, and its best Gaussian lies on it. Larger step: a wider, slightly flat bell. Huge step: two humps, over which the best Gaussian is one broad bell."}, "figure": {"name": "fig-way-back", "caption": "The true distribution of $x_{t-1}$ given one $x_t$ (green), its best Gaussian (orange, dashed) and the prior $q(x_{t-1})$ (blue) for three sizes of one step. The dotted line is $x_t$ divided by the root of alpha. A small step looks at so little of the prior that it cannot see it bend. A huge step sees both bells."}}
+# %% mystnb={"image": {"alt": "Three panels with the density of the earlier point. Small step: a narrow bell, and its best Gaussian lies on it. Larger step: a wider, lopsided bell. Huge step: two humps, over which the best Gaussian is one broad bell."}, "figure": {"name": "fig-way-back", "caption": "The true distribution of $x_{t-1}$ given one $x_t$ (green), its best Gaussian (orange, dashed) and the prior $q(x_{t-1})$ (blue, height scaled) for three sizes of one step. The dotted line is $x_t$ divided by the root of alpha. A small step looks at so little of the prior that it cannot see it bend. A huge step sees both bells."}}
 u = torch.linspace(-2.2, 2.2, 400, dtype=D)
 fig, axes = plt.subplots(1, 3, figsize=(7.4, 2.4))
 for ax, beta in zip(axes, [0.01, 0.2, 0.8], strict=True):
@@ -393,7 +393,7 @@ for ax, beta in zip(axes, [0.01, 0.2, 0.8], strict=True):
     ax.plot(u, normal(u, mean, var), "--", color=md.plots.PREDICTION, label="best Gaussian")
     ax.axvline(x_t / (1 - beta) ** 0.5, color=md.plots.NOISE, linestyle=":")
     ax.set(title=f"$\\beta$ = {beta}: {gap:.1e} nats", xlabel="$x_{t-1}$", yticks=[])
-axes[0].legend();
+axes[0].legend(loc="upper right", handlelength=1.2);
 
 # %% [markdown]
 # The number in each title is the KL divergence from the true distribution to its best Gaussian ({eq}`eq:non-gaussianity`). How does it depend on $\beta$? The chapter predicts the third power, {eq}`eq:cubic-gap`, for small steps. And what do *all* steps of a chain lose together? If $T$ steps lose $(1/T)^3$ each, the sum should fall like $1/T^2$. But the samplers of DDPM do not take the best Gaussian at each $x_t$: their variance is one number a step. We also add up what that costs, with $\sigma_t^2 = \beta_t$ and with the best single number, the mean of the true variance.
@@ -464,7 +464,7 @@ for i in range(1, path.T + 1):
     cube, square = rate**3 / 12 * third**2, rate**2 / 4 * (1 + second) ** 2
     limit += torch.stack([(q * cube).sum(), (q * square).sum()]) / path.T
 
-# %% mystnb={"image": {"alt": "Left: mean divergence against beta on logarithmic axes for three levels; for small beta the dots lie on straight lines of slope 3, for large ones they bend and stay below. Middle: the divergence of each of 100 steps against time has a peak near 0.12. Right: the sums over all steps against the number of steps; the best Gaussian falls with slope 2, the two single variances with slope 1."}, "figure": {"name": "fig-gap", "caption": "Left: what one step loses to its best Gaussian. For small beta it is beta to the third (dashed: prediction), for large beta less. Middle: where in a chain of 100 steps the loss occurs: where the two bells part. Right: the loss of all steps. With the best Gaussian at each point it falls like $1/T^2$; with one variance a step, as in DDPM, like $1/T$. Dotted: the limits that the chapter derives."}}
+# %% mystnb={"image": {"alt": "Left: mean divergence against beta on logarithmic axes for three levels; for small beta the dots lie on straight lines of slope 3, for large ones they bend and stay below. Middle: the divergence of each of 100 steps against time has a peak near 0.12. Right: the sums over all steps against the number of steps; the best Gaussian falls with slope 2, the two single variances with slope 1."}, "figure": {"name": "fig-gap", "caption": "Left: what one step loses to its best Gaussian. For small beta it is beta to the third (dashed: prediction), for large beta less. Middle: where in a chain of 100 steps the loss occurs: while the two bells part. Right: the loss of all steps. With the best Gaussian at each point it falls like $1/T^2$; with one variance a step, as in DDPM, like $1/T$. Dotted: the limits that the chapter derives."}}
 fig, (left, middle, right) = plt.subplots(1, 3, figsize=(8.6, 2.7))
 for b, color in zip(levels, ["#0072B2", "#009E73", "#CC79A7"], strict=True):
     left.loglog(betas, curves[b], "o-", markersize=3, color=color, label=f"{b}")
@@ -523,7 +523,7 @@ assert 0.1 < numbers["peak_time"]["value"] < 0.14 and 0.0043 < runs[100][:, 0].s
 print("check passed: the sums of a chain of 100 steps")
 
 # %% [markdown]
-# At $\bar\alpha_{t-1} = 0.7$ the slope for small betas is {number}`03_noise:slope_beta|.2f`. The three steps of {numref}`fig-way-back` lose {number}`03_noise:gap_small|.1e`, {number}`03_noise:gap_middle|.1e` and {number}`03_noise:gap_huge|.1e` nats. A chain of 100 steps loses {number}`03_noise:sum_100_best|.4f` nats with the best Gaussians, nearly all of it around $t$ = {number}`03_noise:peak_time|.2f`, where the two bells part, and {number}`03_noise:sum_100_fixed|.3f` nats with $\sigma_t^2=\beta_t$. Between the two longest chains the slopes are {number}`03_noise:slope_best|.2f` for the best Gaussian, {number}`03_noise:slope_single|.2f` for the best single variance and {number}`03_noise:slope_fixed|.2f` for $\beta_t$. So it is not the shape that costs most in a long chain. It is the variance, which ought to depend on $x_t$ and does not.
+# At $\bar\alpha_{t-1} = 0.7$ the slope for small betas is {number}`03_noise:slope_beta|.2f`. The three steps of {numref}`fig-way-back` lose {number}`03_noise:gap_small|.1e`, {number}`03_noise:gap_middle|.1e` and {number}`03_noise:gap_huge|.1e` nats. A chain of 100 steps loses {number}`03_noise:sum_100_best|.4f` nats with the best Gaussians, most of it near $t$ = {number}`03_noise:peak_time|.2f`, while the two bells part, and {number}`03_noise:sum_100_fixed|.3f` nats with $\sigma_t^2=\beta_t$. Between the two longest chains the slopes are {number}`03_noise:slope_best|.2f` for the best Gaussian, {number}`03_noise:slope_single|.2f` for the best single variance and {number}`03_noise:slope_fixed|.2f` for $\beta_t$. So it is not the shape that costs most in a long chain. It is the variance, which ought to depend on $x_t$ and does not.
 #
 # ## "It comes from a region close to $x_t$"
 #
@@ -539,7 +539,7 @@ assert near[2] < far[2] and near[3] > 1000 * far[3]
 print("check passed: closer, and much less Gaussian")
 
 # %% [markdown]
-# In the first case $x_{t-1}$ lies within a standard deviation of {number}`03_noise:std_far|.3f` and the best Gaussian misses by {number}`03_noise:lost_far|.1e` nats. In the second it lies within {number}`03_noise:std_near|.3f`, and the best Gaussian misses by {number}`03_noise:lost_near|.2f`. Closeness alone proves nothing. What counts is whether the prior $q(x_{t-1})$ bends *within* that region: the width of the step must be small beside the details of the data at that noise level.
+# In the first case $x_{t-1}$ has the standard deviation {number}`03_noise:std_far|.3f`, and the best Gaussian misses by {number}`03_noise:lost_far|.1e` nats. In the second it has {number}`03_noise:std_near|.3f`, and the best Gaussian misses by {number}`03_noise:lost_near|.2f`. Closeness alone proves nothing. What counts is whether the prior $q(x_{t-1})$ bends *within* that region: the width of the step must be small beside the details of the data at that noise level.
 #
 # ## Exercises
 #

@@ -86,9 +86,7 @@ def test_covariance_of_a_walk(betas):
     for beta, bar in zip(betas.tolist(), products(betas)[1][1:], strict=True):
         walked = (1 - beta) * walked + beta * eye
         torch.testing.assert_close(walked, bar * start + (1 - bar) * eye, rtol=1e-12, atol=1e-14)
-    if bar > 1e-8:
-        return
-    torch.testing.assert_close(walked, eye, rtol=0, atol=1e-6)  # and what is left is noise
+    torch.testing.assert_close(walked, eye, rtol=0, atol=1e-3)  # and what is left is noise
 
 
 @each_table
@@ -352,7 +350,7 @@ def averages(table, i, std, n=30):
 def test_what_all_steps_lose():
     """eq:total-gap: T^2 and T times the two sums, against the integrals of their leading orders.
 
-    At T = 200 bells of width .5 are within 4 % and 6 %; the next order is a few parts in T. The
+    At T = 200 bells of width .5 are within 4.1 % and 5.1 %; the next order is a few parts in T. The
     integrals are sums over the same 200 times. A wrong 12 or 4 would be off by more than 10 %.
     """
     T = 200

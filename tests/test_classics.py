@@ -101,6 +101,13 @@ def test_optimal_discriminator_gives_the_divergence(name):
     assert got == pytest.approx(2 * jsd - 2 * LOG2, abs=1e-12)
 
 
+def test_divergence_of_densities_too_small_to_halve():
+    """exp(-745) is the smallest number there is, and half of it is 0: its logarithm is not."""
+    log_p = torch.tensor([0.0, -745.0], dtype=torch.float64)
+    log_q = torch.tensor([0.0, -math.inf], dtype=torch.float64)
+    assert abs(float(game.js_divergence(log_p, log_q, 1.0))) < 1e-15
+
+
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("seed", range(5))
 def test_no_discriminator_does_better(name, seed):

@@ -1039,3 +1039,31 @@ def test_loose_less_diversity():
     jsd = float((torch.xlogy(p, p / m) + torch.xlogy(q, q / m)).sum() / 2)
     says("loose-less-diversity", f"{jsd:.3f}", f"{math.log(2):.3f}")
     assert float((p * (p / q).log()).sum()) == math.inf
+
+
+def test_loose_close_region():
+    """Close is not Gaussian: two narrow bells, a tenth of the step, and a far larger divergence.
+
+    q(x_s | x_t) is q(x_s) N(x_t; sqrt(1 - beta) x_s, beta), normalised on a grid.
+    """
+    u = torch.linspace(-4, 4, 800_001, **torch_double)
+    step = float(u[1] - u[0])
+
+    def bell(x, mean, var):
+        return torch.exp(-((x - mean) ** 2) / (2 * var)) / math.sqrt(2 * math.pi * var)
+
+    def reverse(bar, means, std, weights, beta, x_t):
+        var = bar * std**2 + 1 - bar
+        q = sum(w * bell(u, math.sqrt(bar) * m, var) for w, m in zip(weights, means, strict=True))
+        q = q * bell(torch.tensor(x_t, **torch_double), math.sqrt(1 - beta) * u, beta)
+        q = q / (q.sum() * step)
+        mean = float((q * u).sum() * step)
+        var = float((q * (u - mean) ** 2).sum() * step)
+        log_g = -((u - mean) ** 2) / (2 * var) - math.log(2 * math.pi * var) / 2
+        gap = torch.where(q > 0, q * (q.clamp(min=1e-300).log() - log_g), 0.0).sum() * step
+        return math.sqrt(var), float(gap)
+
+    wide = reverse(0.7, (-1.2, 0.8), 0.2, (0.4, 0.6), 0.01, -0.1)
+    near = reverse(0.9999, (-0.03, 0.03), 0.004, (0.5, 0.5), 0.001, 0.001)
+    assert abs(wide[1] - 7.4e-6) < 5e-8
+    says("loose-close-region", f"{wide[0]:.3f}", f"{near[0]:.3f}", f"{near[1]:.2f}")

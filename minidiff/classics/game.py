@@ -6,6 +6,8 @@ logarithms of D are taken through the logit, so nothing overflows where D is nea
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -129,7 +131,7 @@ def js_divergence(log_p: Tensor, log_q: Tensor, cell: float) -> Tensor:
     Source: Lin (1991), with equal weights.
     """
     _check_densities(log_p, log_q)
-    log_m = (log_p.exp() / 2 + log_q.exp() / 2).log()
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
     return (_integral(log_p, log_p - log_m, cell) + _integral(log_q, log_q - log_m, cell)) / 2
 
 
