@@ -10,11 +10,13 @@ from torch import Tensor
 from .tensors import check_data, randn
 
 
-def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    a, b = check_data("a", a).double(), check_data("b", b).double()
+def _pair(a: Tensor, b: Tensor, names: tuple[str, str] = ("a", "b")) -> tuple[Tensor, Tensor]:
+    a, b = check_data(names[0], a).double(), check_data(names[1], b).double()
     a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
     if a.shape[1] != b.shape[1]:
-        raise ValueError(f"a has {a.shape[1]} columns and b {b.shape[1]}: they must be equal")
+        raise ValueError(
+            f"{names[0]} has {a.shape[1]} columns and {names[1]} {b.shape[1]}: they must be equal"
+        )
     return a, b.to(a.device)
 
 
@@ -122,10 +124,10 @@ def mode_coverage(
         ValueError: if the columns differ in number, a value is not finite, or radius or least is
             not positive.
     """
-    samples, modes = _pair(samples, modes)
+    samples, modes = _pair(samples, modes, ("samples", "modes"))
     if not radius > 0 or not least > 0:
         raise ValueError(f"radius={radius}, least={least}: give positive numbers")
-    nearest = torch.cdist(samples, modes.to(samples.device)).min(1)
+    nearest = torch.cdist(samples, modes).min(1)
     here = nearest.indices[nearest.values <= radius]
     shares = here.bincount(minlength=len(modes)) / len(samples)
     return Coverage(shares, float(shares.sum()), int((shares >= least).sum()))

@@ -61,11 +61,11 @@ def heat(
     """Draw the density of points ``(N, 2)`` in -reach..reach as shades of one colour.
 
     The shade follows the root of the density, so that thin bridges between modes stay visible.
-    ``top`` is the density of the full colour, in points of the whole set per unit of area; give
-    the same one to panels that are compared.
+    ``top`` is the density of the full colour, as a share of the points per unit of area; give the
+    same one to panels that are compared.
     """
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"points has shape {tuple(points.shape)}: give (N, 2)")
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
+        raise ValueError(f"points has shape {tuple(points.shape)}: give (N, 2), at least one")
     if not reach > 0 or bins < 1:
         raise ValueError(f"reach={reach}, bins={bins}: give a positive reach and at least 1 bin")
     xy, box = _array(points), (-reach, reach, -reach, reach)

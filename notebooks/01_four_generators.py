@@ -38,7 +38,7 @@ if "google.colab" in sys.modules and importlib.util.find_spec("minidiff") is Non
 # %% [markdown]
 # # Lab: four generators, one clock
 #
-# A GAN, a VAE, a normalising flow and a diffusion model learn the same data. Each gets the same processor time for training, and each is trained three times. Then we ask all of them the same questions: do you reach every mode? How many of your samples lie where data lie? How likely is a new data point? And how long does a sample take? {ref}`sec-generative` says what each model optimises; here we see what each one gets.
+# A GAN, a VAE, a normalising flow and a diffusion model learn the same data. Each gets about the same processor time for training, and each is trained three times. Then we ask all of them the same questions: do you reach every mode? How many of your samples lie where data lie? How likely is a new data point? And how long does a sample take? {ref}`sec-generative` says what each model optimises; here we see what each one gets.
 #
 # Everything is trained while you watch, in about {number}`01_four_generators:minutes|.0f` minutes on one processor core. Nothing is downloaded.
 
@@ -222,7 +222,7 @@ note("cpu_ratio", [max(spent) / min(spent)], [1, 2.5], [1, 8])
 # Before you look: which of the four will miss a mode? Which will leave bridges between neighbouring modes? The lectures say that GANs are less diverse. The theory of {ref}`sec-bridges` says that a continuous map must leave bridges.
 
 
-# %% mystnb={"image": {"alt": "Five panels of density on a plane. Data: eight round spots on a circle. GAN: eight small dark spots joined by thin lines, much narrower than the data. VAE and flow: eight spots joined by broad bridges. Diffusion: eight round spots with fainter bridges."}, "figure": {"name": "fig-four-densities", "caption": "Densities of the samples of one seed, on one scale; the shade follows the root of the density, so that bridges show. All four models reach all eight modes. The GAN's modes and bridges are thinner than the data; flow and VAE leave broad bridges; diffusion has the right shape and fainter bridges."}}
+# %% mystnb={"image": {"alt": "Five panels of density on a plane. Data: eight round spots on a circle. GAN: eight small dark spots joined by thin lines, narrower than the data. VAE and flow: eight spots joined by broad bridges. Diffusion: eight round spots with fainter bridges."}, "figure": {"name": "fig-four-densities", "caption": "Densities of the samples of one seed, on one scale; the shade follows the root of the density, so that bridges show. All four models reach all eight modes. The GAN's modes and bridges are thinner than the data; flow and VAE leave broad bridges; diffusion has the right shape and fainter bridges."}}
 def walk(model, x, rng):
     return md.last(md.ancestral(model, schedule, x, md.ddpm_steps(T), rng=rng,
                                 variance=md.forward_variance))  # fmt: skip
@@ -274,18 +274,18 @@ if as_printed:
 print("check passed: diffusion ends nearest to the data, and is not ahead at a quarter of the time")
 
 # %% [markdown]
-# All four reach {number}`01_four_generators:modes_GAN_min|.0f` of 8 modes at each of the {number}`01_four_generators:seeds|.0f` seeds, the GAN as well. The share of samples inside the modes is {number}`01_four_generators:inside_GAN|.2f` for the GAN ({number}`01_four_generators:inside_GAN_min|.2f` to {number}`01_four_generators:inside_GAN_max|.2f`), {number}`01_four_generators:inside_VAE|.2f` ({number}`01_four_generators:inside_VAE_min|.2f` to {number}`01_four_generators:inside_VAE_max|.2f`) for the VAE, {number}`01_four_generators:inside_flow|.2f` ({number}`01_four_generators:inside_flow_min|.2f` to {number}`01_four_generators:inside_flow_max|.2f`) for the flow, and {number}`01_four_generators:inside_diffusion|.2f` ({number}`01_four_generators:inside_diffusion_min|.2f` to {number}`01_four_generators:inside_diffusion_max|.2f`) for diffusion; for data it is {number}`01_four_generators:true_inside|.3f`. That share flatters the GAN. Look at the width of its modes across the circle, where no bridge runs: the standard deviation of the distance from the origin, over the samples inside. It is {number}`01_four_generators:width_GAN|.2f` times the true one ({number}`01_four_generators:width_GAN_min|.2f` to {number}`01_four_generators:width_GAN_max|.2f`). It visits every mode and squeezes each into a thin line: diversity is lost *inside* the modes, where a count of modes does not look. For the VAE the width is {number}`01_four_generators:width_VAE|.2f`, for the flow {number}`01_four_generators:width_flow|.2f`, for diffusion {number}`01_four_generators:width_diffusion|.2f` times the true one.
+# All four reach {number}`01_four_generators:modes_GAN_min|.0f` of 8 modes at each of the {number}`01_four_generators:seeds|.0f` seeds, the GAN as well. The share of samples inside the modes is {number}`01_four_generators:inside_GAN|.2f` for the GAN ({number}`01_four_generators:inside_GAN_min|.2f` to {number}`01_four_generators:inside_GAN_max|.2f`), {number}`01_four_generators:inside_VAE|.2f` ({number}`01_four_generators:inside_VAE_min|.2f` to {number}`01_four_generators:inside_VAE_max|.2f`) for the VAE, {number}`01_four_generators:inside_flow|.2f` ({number}`01_four_generators:inside_flow_min|.2f` to {number}`01_four_generators:inside_flow_max|.2f`) for the flow, and {number}`01_four_generators:inside_diffusion|.2f` ({number}`01_four_generators:inside_diffusion_min|.2f` to {number}`01_four_generators:inside_diffusion_max|.2f`) for diffusion; for data it is {number}`01_four_generators:true_inside|.3f`. That share flatters the GAN. Look at the width of its modes across the circle, where no bridge runs: the standard deviation of the distance from the origin, over the samples inside. It is {number}`01_four_generators:width_GAN|.2f` times the true one ({number}`01_four_generators:width_GAN_min|.2f` to {number}`01_four_generators:width_GAN_max|.2f`). It visits every mode and makes each too thin: diversity is lost *inside* the modes, where a count of modes does not look. For the VAE the width is {number}`01_four_generators:width_VAE|.2f`, for the flow {number}`01_four_generators:width_flow|.2f`, for diffusion {number}`01_four_generators:width_diffusion|.2f` times the true one.
 #
 # The distances to held-out data are {number}`01_four_generators:swd_GAN|.3f`, {number}`01_four_generators:swd_VAE|.3f`, {number}`01_four_generators:swd_flow|.3f` and {number}`01_four_generators:swd_diffusion|.3f`, with diffusion from {number}`01_four_generators:swd_diffusion_min|.3f` to {number}`01_four_generators:swd_diffusion_max|.3f` nearest to the data, next to a floor of {number}`01_four_generators:floor|.3f`.
 #
-# Is diffusion the better model, then? Not at every budget. After a quarter of the training time the distances are {number}`01_four_generators:swd_early_GAN|.3f`, {number}`01_four_generators:swd_early_VAE|.3f`, {number}`01_four_generators:swd_early_flow|.3f` and {number}`01_four_generators:swd_early_diffusion|.3f`: diffusion is not ahead. After all of it, it is.
+# Is diffusion the better model, then? Not at every budget. Trainings of a quarter of the length give the distances {number}`01_four_generators:swd_early_GAN|.3f`, {number}`01_four_generators:swd_early_VAE|.3f`, {number}`01_four_generators:swd_early_flow|.3f` and {number}`01_four_generators:swd_early_diffusion|.3f`: diffusion is not ahead. After the full length it is.
 #
 # ## Between the modes
 #
 # Walk round the circle and count samples. We fold the eight gaps onto each other: the angle runs from the middle of one gap, over a centre at 0, to the middle of the next. The true density falls by a factor of a million on the way. Guess how far the four models fall.
 
 
-# %% mystnb={"image": {"alt": "Four curves and a dashed one on a logarithmic scale against the angle from the nearest centre. The true curve falls like a parabola to nearly nothing; those of the models fall by a factor of ten to a hundred and then stay level."}, "figure": {"name": "fig-bridges", "caption": "Density of the angle to the nearest centre, all gaps and seeds together. The truth falls off like a parabola. Each model levels off: what is left in the middle of a gap is its bridge."}}
+# %% mystnb={"image": {"alt": "Four curves and a thin black one on a logarithmic scale against the angle from the nearest centre. The black one, the truth, falls like a parabola to nearly nothing; those of the models fall by a factor of five to thirty and then stay level."}, "figure": {"name": "fig-bridges", "caption": "Density of the angle to the nearest centre, all gaps and seeds together. The truth falls off like a parabola. Each model levels off: what is left in the middle of a gap is its bridge."}}
 def folded(x):
     turn = torch.atan2(x[:, 1], x[:, 0]) * 8 / (2 * math.pi)
     return (turn - turn.round()) * 45  # degrees from the nearest centre
@@ -302,7 +302,8 @@ for name, style in zip(RECIPES, ["-", "--", "-.", ":"], strict=True):
 tight = math.degrees(0.1 / math.sqrt(2))
 bell = torch.exp(-((middle / tight) ** 2) / 2) / tight / math.sqrt(2 * math.pi)
 ax.semilogy(middle, bell, color="black", linewidth=1, label="truth (nearly)")
-ax.set(ylim=(2e-5, 0.2), xlabel="angle from the nearest centre, degrees", ylabel="density")
+ax.set(xlabel="angle from the nearest centre, degrees", ylabel="density per degree")
+ax.set_ylim(2e-5, 0.2)
 ax.legend(ncols=2, loc="lower center");
 # %% tags=["nbval-check-output"]
 GAP = {"GAN": [0.03, 0.1], "VAE": [0.06, 0.16], "flow": [0.12, 0.24], "diffusion": [0.02, 0.1]}
@@ -395,7 +396,7 @@ with torch.no_grad():
         cost[n] = milliseconds(partial(hop, one, 0, n, 1000), 3)
         quality[n] = [distance(hop(models["diffusion", s], s, n)) for s in seeds]
 
-# %% mystnb={"image": {"alt": "Two panels. Left: distance to held-out data against training time, a quarter and the whole; all four fall. Right: distance against sampling time on a logarithmic axis: GAN, VAE and flow near one millisecond, diffusion a curve from tens to hundreds of milliseconds that falls from poor to best."}, "figure": {"name": "fig-quality-cost", "caption": "Left: distance to held-out data after a quarter of the training time and after all of it; dots are seeds. Right: the same distance against the time for 1,000 samples. The chain draws well, but costs hundreds of times what a one-pass model costs; with few deterministic steps it is faster and worse."}}
+# %% mystnb={"image": {"alt": "Two panels. Left: distance to held-out data for a quarter of the training time and the whole; three fall a little, diffusion by nearly half. Right: distance against sampling time on a logarithmic axis: GAN, VAE and flow near one millisecond, diffusion a curve from tens to hundreds of milliseconds that falls from poor to best."}, "figure": {"name": "fig-quality-cost", "caption": "Left: distance to held-out data with a quarter of the training time and with all of it; dots are seeds. Only diffusion gains much. Right: the same distance against the time for 1,000 samples. The chain draws well, but costs hundreds of times what a one-pass model costs; with 50 deterministic steps it is faster and as good, with 5 faster still and far worse."}}
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3), sharey=True, width_ratios=[2, 3])
 marks = dict(zip(RECIPES, "osD^", strict=True))
 for name in RECIPES:
@@ -452,7 +453,7 @@ print("check passed: few steps are worse than many; the chain needs hundreds of 
 #
 # ## Can we make the GAN drop modes?
 #
-# With the defaults of this package, which are the usual precautions, the GAN covered everything. Take the precautions away, one at a time. *Momentum*: Adam with its usual first beta of 0.9 where we use 0.5. *Kinks*: plain ReLU in place of the leaky one, sixteen latent dimensions and half the learning rate. Guess which one loses modes, and whether it finds them again.
+# With the defaults of this package, which are the usual precautions, the GAN covered everything. Take them away in two ways. *Momentum*: Adam with its usual first beta of 0.9 where we use 0.5. *Kinks*: plain ReLU in place of the leaky one, sixteen latent dimensions and half the learning rate. Guess which one loses modes, and whether it finds them again.
 
 
 # %%
@@ -485,7 +486,7 @@ SETTINGS = {"as above": {}, "usual betas": {"beta": 0.9},
 curves = {name: [history(s, **how) for s in tqdm(seeds, desc=name)]
           for name, how in SETTINGS.items()}  # fmt: skip
 
-# %% mystnb={"image": {"alt": "Three panels of modes covered against training steps, three seeds each, and a fourth of samples. As above: eight soon and for good. Usual betas: uneven at first, then eight. Plain ReLU: few or none throughout; the fourth panel shows its samples in a few spots."}, "figure": {"name": "fig-collapse", "caption": "Modes covered during training, one line a seed. With the precautions: all eight, soon. With more momentum: later. With plain ReLU, more latents and a smaller rate: most modes are missing to the end, and the samples of one seed (right) crowd into a few places."}}
+# %% mystnb={"image": {"alt": "Three panels of modes covered against training steps, three seeds each, and a fourth of samples. As above: eight soon and for good. Usual betas: uneven at first, then eight. Plain ReLU: one or none throughout; in the fourth panel its samples are one blob among the eight modes of the data."}, "figure": {"name": "fig-collapse", "caption": "Modes covered during training, one line a seed, drawn slightly apart. With the precautions: all eight, soon. With more momentum: later. With plain ReLU, more latents and a smaller rate: most modes are missing to the end, and the samples of one seed (right) crowd into one place."}}
 fig, axes = plt.subplots(1, 4, figsize=(10, 2.3), width_ratios=[1, 1, 1, 0.9])
 for ax, (name, runs) in zip(axes, curves.items(), strict=False):
     for shift, (seen, _) in enumerate(runs):
@@ -644,10 +645,10 @@ if as_printed:
     assert mean["digits_gap_flow"] > 5 and mean["flow_peak"] > mean["digits_likelihood_flow"]
     assert mean["digits_likelihood_flow"] > mean["digits_likelihood_diffusion"]
     assert mean["digits_gap_flow"] > mean["digits_gap_diffusion"]
-print("check passed: the flow knows its training digits better than others")
+print("check passed: the flow knows its training digits better than other digits")
 
 # %% [markdown]
-# At the end the flow gives training digits {number}`01_four_generators:digits_gap_flow|.1f` nats more than held-out ones ({number}`01_four_generators:digits_gap_flow_min|.1f` to {number}`01_four_generators:digits_gap_flow_max|.1f`). Held-out digits reached {number}`01_four_generators:flow_peak|.1f` nats on the way and end at {number}`01_four_generators:digits_likelihood_flow|.1f`. The VAE gives them {number}`01_four_generators:digits_likelihood_VAE|.1f` and the diffusion model's bound {number}`01_four_generators:digits_likelihood_diffusion|.1f`, with gaps of {number}`01_four_generators:digits_gap_VAE|.1f` and {number}`01_four_generators:digits_gap_diffusion|.1f` between training and held-out digits. So on digits the flow has by far the highest likelihood, and the diffusion model the smallest gap. The rate of the flow was chosen by its samples; by its likelihood one would have stopped earlier. The two aims part.
+# At the end the flow gives training digits {number}`01_four_generators:digits_gap_flow|.1f` nats more than held-out ones ({number}`01_four_generators:digits_gap_flow_min|.1f` to {number}`01_four_generators:digits_gap_flow_max|.1f`). Held-out digits reached {number}`01_four_generators:flow_peak|.1f` nats on the way and end at {number}`01_four_generators:digits_likelihood_flow|.1f`. The VAE gives them {number}`01_four_generators:digits_likelihood_VAE|.1f` and the diffusion model's bound {number}`01_four_generators:digits_likelihood_diffusion|.1f`, with gaps of {number}`01_four_generators:digits_gap_VAE|.1f` and {number}`01_four_generators:digits_gap_diffusion|.1f` between training and held-out digits. So on digits the flow has by far the highest likelihood, and the diffusion model the smallest gap; the VAE overfits as much as the flow. The rate of the flow was chosen by its samples; by its likelihood one would have stopped earlier. The two aims part.
 #
 # ## Exercises
 #

@@ -65,8 +65,9 @@ def test_divergence_is_cross_entropy_minus_entropy():
 
 
 def test_divergence_is_not_negative():
-    """eq:kl-positive: log u <= u - 1 with equality at 1 only; then -KL <= E_p[q/p - 1] = 0, where
-    the middle is far enough from both ends to be seen; KL = 0 for equal densities.
+    """eq:kl-positive: log u <= u - 1 with equality at 1 only; then -KL <= E_p[q/p - 1] = 0 where p
+    is positive everywhere, and < 0 for a uniform p, to which both sides are closed forms (midpoint
+    sums, 1e-5); KL = 0 for equal densities.
     """
     u = torch.linspace(0.01, 5, 500, dtype=D)
     assert bool((u.log() <= u - 1).all()) and float((u.log() - (u - 1)).max()) > -1e-4
@@ -75,6 +76,12 @@ def test_divergence_is_not_negative():
         assert integral(p.exp() * ((q - p).exp() - 1)) == pytest.approx(0, abs=1e-12)
         assert -kl(p, q) < -0.05
     assert kl(p, p) == 0
+    on, q = uniforms(0.0)[0].exp(), log_normal(0.5, 0.6)
+    middle, minus_kl = integral(on * (q.exp() - 1)), integral(on * q)
+    assert middle == pytest.approx(2 * STANDARD.cdf(0.5 / 0.6) - 2, abs=1e-5)
+    want = -math.log(2 * math.pi * 0.36) / 2 - 1 / 12 / (2 * 0.36)
+    assert minus_kl == pytest.approx(want, abs=1e-5)
+    assert minus_kl < middle - 0.1 and middle < -0.4
 
 
 def moments_matched():
@@ -187,7 +194,8 @@ def test_divergence_of_shifted_uniforms():
 
 def test_divergence_of_narrow_gaussians_is_flat():
     """Standard deviation .1: at a distance of 1 the divergence is log 2 to 1e-5 and its slope below
-    1e-4; at .1 the slope is over 1.9. The Gaussians overlap there by 2 Phi(-5) = 6e-7.
+    1e-4; at .1 the slope is over 1.9. The Gaussians overlap there by 2 Phi(-5) = 6e-7. The
+    best logit is (1 - 2 x) / (2 .1^2), so the non-saturating loss has the slope 100 (1 - D) at 1.
     """
     x = X[X.abs() < 3]
     still = log_normal(0.0, 0.1, x)
@@ -200,12 +208,16 @@ def test_divergence_of_narrow_gaussians_is_flat():
 
     assert 0 < LOG2 - jsd(1.0) < 1e-5
     assert 0 <= slope(1.0) < 1e-4 and slope(0.1) > 1.9
+    at = number([1.0]).requires_grad_()
+    logit = game.optimal_discriminator(log_normal(0.0, 0.1, at), log_normal(1.0, 0.1, at))
+    (pull,) = torch.autograd.grad(game.generator_loss(logit), at)
+    assert float(pull) == pytest.approx(100, rel=1e-9)
 
 
 @pytest.mark.parametrize("kept", range(1, 9))
 def test_divergence_of_dropped_modes(kept):
     """eq:jsd-dropped on eight cells, and on eight narrow Gaussians (24 standard deviations apart,
-    no overlap in double precision). The prices in the text: .045 for one mode, .37 for seven.
+    no overlap in double precision). The prices in the text: .045 for one mode lost, .497 for seven.
     """
     a = kept / 8
     want = LOG2 + (a * math.log(a) - (1 + a) * math.log1p(a)) / 2
@@ -365,7 +377,7 @@ def circle():
 
 def test_true_likelihood_of_eight_gaussians():
     """eq:true-likelihood: -log 8 - log(2 pi s^2) - 1 by a sum over the plane. Neighbours are 10.8
-    standard deviations apart; what they lend each other is below 1e-6.
+    standard deviations apart; what they lend each other is 2e-7.
     """
     s, h = 0.1, 0.01
     mixture = md.GaussianMixture(circle(), torch.full((8,), s, dtype=D))

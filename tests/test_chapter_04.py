@@ -174,7 +174,7 @@ def test_the_model_is_a_product():
 
 
 def test_the_forward_chain_is_a_product():
-    """eq:chain-forward: q(x_{1:T}|x_0), a Gaussian of T variables, is the product of steps."""
+    """eq:chain-joint: q(x_{1:T}|x_0), a Gaussian of T variables, is the product of steps."""
     path = path_draws(50)
     want = MultivariateNormal(MEAN[1:], COV[1:, 1:]).log_prob(path[:, 1:])
     product = sum(log_at(STEP[t], path) for t in steps)

@@ -182,5 +182,5 @@ def test_mode_coverage_refuses():
     for wrong in ({"radius": 0.0}, {"radius": 1.0, "least": 0.0}, {"radius": float("nan")}):
         with pytest.raises(ValueError, match="give positive numbers"):
             metrics.mode_coverage(points, points, **wrong)
-    with pytest.raises(ValueError, match="columns"):
+    with pytest.raises(ValueError, match="samples has 2 columns and modes 3"):
         metrics.mode_coverage(points, torch.zeros(1, 3), radius=1.0)

@@ -45,7 +45,7 @@ def test_heat(ax):
     assert image.get_array().tolist() == [[0, 0.2], [0.2, 0.4]]  # rows from below; bins of area 1
     assert image.origin == "lower" and image.norm.vmax == 0.8
     assert ax.get_xlim() == (-1, 1) == ax.get_ylim()
-    for wrong in (torch.zeros(3), torch.zeros(3, 3)):
+    for wrong in (torch.zeros(3), torch.zeros(3, 3), torch.zeros(0, 2)):
         with pytest.raises(ValueError, match="points has shape"):
             plots.heat(ax, wrong, reach=1)
     with pytest.raises(ValueError, match="reach=0"):
