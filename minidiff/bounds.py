@@ -108,7 +108,7 @@ class Bound(NamedTuple):
     .. math:: -\log p(x_0) \le L_T + \sum_{t>1} L_{t-1} + L_0
 
     Attributes:
-        prior: L_T, shape ``(B,)``: what the last noisy state still tells about the data.
+        prior: L_T, shape ``(B,)``: how far the noisiest state is from where the model starts.
         steps: L_{t-1} for each step between two noisy times, noisiest first, ``(n - 1, B)``.
         decoder: L_0, shape ``(B,)``: the negative log-likelihood of the last step.
     """

@@ -38,7 +38,7 @@ if "google.colab" in sys.modules and importlib.util.find_spec("minidiff") is Non
 # %% [markdown]
 # # Lab: a diffusion model that rolls up a spiral
 #
-# Ten thousand points lie on a spiral in the plane. We drown them in noise, train a network to look through the noise, and walk back: from nothing but random numbers to a spiral. Everything that {ref}`sec-ddpm` derives happens here on points you can see. The same code draws digits in the next lab; only the network changes.
+# Ten thousand points lie on a spiral in the plane. We drown them in noise, train a network to look through the noise, and walk back: from nothing but random numbers to a spiral. What {ref}`sec-ddpm` builds happens here on points you can see; {ref}`sec-forward` and {ref}`sec-diffusion-elbo` derive it. The same code draws digits in the next lab; only the network changes.
 #
 # Here the network is trained while you watch, three times with different seeds. On two laptop cores that takes about {number}`05_swiss_roll:minutes|.0f` minutes. No graphics card and no download are needed.
 

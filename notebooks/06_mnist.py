@@ -38,7 +38,7 @@ if "google.colab" in sys.modules and importlib.util.find_spec("minidiff") is Non
 # %% [markdown]
 # # Lab: handwritten digits, in seven steps
 #
-# A lecture on diffusion models often ends with seven pieces of code: the noise schedule, the encoding of time, the network, the loss, one sampling step, training, and sampling. Here they are as they stand in `minidiff`, on real digits. The theory is in {ref}`sec-ddpm`; only the network is new.
+# A lecture on diffusion models often ends with seven pieces of code: the noise schedule, the encoding of time, the network, the loss, one sampling step, training, and sampling. Here they are as they stand in `minidiff`, on real digits. The algorithms are in {ref}`sec-ddpm`; only the network is new.
 #
 # The network has been trained already: {number}`06_mnist:train_minutes|.0f` minutes on one processor core, on 4,000 digits. You load it, look inside each step, train it a little further, and measure what it makes. On two laptop cores this page takes about {number}`06_mnist:minutes|.0f` minutes.
 
