@@ -320,7 +320,7 @@ assert all(numbers[f"gap_{name}"]["value"] > numbers["gap_true"]["value"] for na
 print("check passed: every model leaves more in the gaps than the data have there")
 
 # %% [markdown]
-# In the middle third of the gaps lie {number}`01_four_generators:gap_GAN|.1%` of the GAN's samples, {number}`01_four_generators:gap_VAE|.1%` of the VAE's, {number}`01_four_generators:gap_flow|.1%` of the flow's and {number}`01_four_generators:gap_diffusion|.1%` of the diffusion model's; of true points it is {number}`01_four_generators:gap_true|.2%`. No model tears its noise apart. The flow shows it most, because its layers are built to be gentle: each stretches an entry by at most $e^2$. But the same topology binds the GAN's generator, the VAE's decoder and the deterministic sampler of a diffusion model. The difference is how steep they may be.
+# In the middle third of the gaps lie {number}`01_four_generators:gap_GAN|.1%` of the GAN's samples, {number}`01_four_generators:gap_VAE|.1%` of the VAE's, {number}`01_four_generators:gap_flow|.1%` of the flow's and {number}`01_four_generators:gap_diffusion|.1%` of the diffusion model's; of true points it is {number}`01_four_generators:gap_true|.2%`. No model tears its noise apart. The flow shows it most. Its layers are built to be gentle: each stretches an entry by at most $e^2$, and what is steeper must come from its shifts or from several layers together. The same topology binds the GAN's generator, the VAE's decoder and the deterministic sampler of a diffusion model. They differ in how steep they become.
 #
 # ## How likely is a new point?
 #
