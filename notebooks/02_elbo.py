@@ -497,8 +497,10 @@ print("check passed: the start decides whether the latent is used")
 #
 # The same threshold explains a common slip: to add the *mean* of the squared errors over pixels to the *sum* of the divergence over latents. By {eq}`eq:mse-decoder` that is the bound of a decoder with the fixed variance $64/2 = 32$. The digits' variance in their best direction is far below that. Guess what such a model does with its eight numbers.
 
-# %% tags=["nbval-check-output"]
+# %%
 slipped = [train_digits(seed, 8, steps=digit_steps // 5, fixed=math.log(32.0)) for seed in seeds]
+
+# %% tags=["nbval-check-output"]
 with torch.no_grad():
     used = [float(vae.elbo(held_out, rng=seeded(9)).kl.mean()) for vae, _ in trained]
     idle = [float(vae.elbo(held_out, rng=seeded(9)).kl.mean()) for vae, _ in slipped]

@@ -163,6 +163,24 @@ def test_has_a_check(lab):
 
 
 @labs
+def test_compared_cells_draw_no_progress_bar(lab):
+    """A bar goes to stderr after a while: a cell compared by nbval would differ on a slow day."""
+
+    def names(node):
+        return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+
+    cells = code_cells(source(lab))
+    functions = [n for c in cells for n in ast.walk(tree(c)) if isinstance(n, ast.FunctionDef)]
+    bars = {"tqdm"}
+    while more := {f.name for f in functions if names(f) & bars} - bars:
+        bars |= more
+    for number, cell in enumerate(cells):
+        if "nbval-check-output" in tags(cell):
+            used = names(tree(cell)) & bars
+            assert not used, f"code cell {number} runs {used}: train in a cell of its own"
+
+
+@labs
 def test_last_cell_writes_the_numbers(lab):
     """The last code cell hands the numbers over when asked to."""
     last = code_cells(source(lab))[-1].source
