@@ -28,6 +28,24 @@ def data(*shape, seed=0, dtype=D):
     return torch.randn(*shape, dtype=dtype, generator=seeded(seed))
 
 
+def vector(*numbers):
+    """These numbers."""
+    return torch.tensor(numbers, dtype=D)
+
+
+def perturbed(net, seed=0, size=0.3):
+    """The net in float64 with reproducible weights: new layers start at zero, which hides errors.
+
+    Set by hand, so that no test depends on the global random state.
+    """
+    net = net.double()
+    rng = seeded(seed)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(size * torch.randn(p.shape, generator=rng, dtype=D))
+    return net
+
+
 def times_of(values):
     """A grid from plain numbers."""
     return torch.tensor(values, dtype=D)

@@ -10,7 +10,7 @@ from statistics import NormalDist
 
 import pytest
 import torch
-from paths import D, data, seeded
+from paths import D, data, perturbed, seeded
 from torch.distributions import Normal
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -276,15 +276,6 @@ def test_a_map_scales_boxes_by_its_determinant():
         got = shoelace(f(at + side * unit)) / side**2
         assert got == pytest.approx(want, rel=error)
     assert abs(want - 1) > 0.2  # a rule without the determinant would be seen
-
-
-def perturbed(net, seed=0):
-    """The net in float64 with reproducible weights: a new flow is the identity."""
-    net, rng = net.double(), seeded(seed)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(0.3 * torch.randn(p.shape, generator=rng, dtype=D))
-    return net
 
 
 def jacobian(f, x):

@@ -5,20 +5,11 @@ import math
 
 import pytest
 import torch
+from paths import D, seeded, vector
 from torch import distributions as td
 
 from minidiff.classics import VAE, Encoder, GaussianDecoder
 from minidiff.classics.gaussians import gaussian_kl, reparameterise
-
-D = torch.float64
-
-
-def vector(*numbers):
-    return torch.tensor(numbers, dtype=D)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def random(*shape, seed=0):

@@ -7,6 +7,8 @@ from statistics import NormalDist
 
 import pytest
 import torch
+from paths import D, perturbed, seeded, vector
+from paths import data as draw
 from torch import distributions as td
 from torch import nn
 
@@ -27,33 +29,7 @@ from minidiff.classics import (
     train_gan,
 )
 
-D = torch.float64
 LOG2 = math.log(2)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, dtype=D, generator=seeded(seed))
-
-
-def vector(*numbers):
-    return torch.tensor(numbers, dtype=D)
-
-
-def perturbed(net, seed=0, size=0.3):
-    """The net in float64 with reproducible weights: new layers start at zero, which hides errors.
-
-    Set by hand, so that no test depends on the global random state.
-    """
-    net = net.double()
-    rng = seeded(seed)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(size * torch.randn(p.shape, generator=rng, dtype=D))
-    return net
 
 
 def fresh(make, seed=0):
