@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import platform
 import time
 from dataclasses import replace
@@ -139,7 +140,7 @@ def make(
     ema = EMA(model, recipe.decay)
     feed = batches(recipe.data(), recipe.batch, seed)
     running = folder / f"{name}.training.safetensors"
-    start, spent, recent = time.perf_counter(), time.process_time(), 0.0
+    start, spent, timed, recent = time.perf_counter(), time.process_time(), 0, math.nan
 
     def loss(batch: Any, rng: torch.Generator) -> Tensor:
         if isinstance(batch, Tensor):
@@ -151,8 +152,9 @@ def make(
         autocast=recipe.autocast,
     )  # fmt: skip
     for step in (bar := tqdm(run, total=recipe.steps, mininterval=10, disable=not first)):
-        recent = step.loss if step.index == 1 else 0.99 * recent + 0.01 * step.loss
-        bar.set_postfix(loss=f"{recent:.4f}", refresh=False)
+        timed += 1
+        recent = step.loss if timed == 1 else 0.99 * recent + 0.01 * step.loss
+        bar.set_postfix(step=step.index, loss=f"{recent:.4f}", refresh=False)
     if not first:
         return
     path = folder / f"{name}.safetensors"
@@ -163,6 +165,8 @@ def make(
         f"--seed {seed}",
         "parameters": sum(p.numel() for p in recipe.part(model).parameters()),
         "body": recipe.body,
+        "steps": recipe.steps,
+        "steps_timed": timed,  # fewer than steps if the run was interrupted: what seconds cover
         "examples": recipe.steps * recipe.batch,
         "seconds": round(time.perf_counter() - start),
         "cpu_seconds": round(time.process_time() - spent),

@@ -17,7 +17,7 @@ class Quality(NamedTuple):
     """What is known about a set of samples.
 
     Attributes:
-        count: Number of samples; all distances depend on it.
+        samples: How many there are; all distances depend on it.
         fd: Frechet distance to the held-out data in the features of a classifier (not FID).
         precision: Share of the samples that lie among held-out data.
         recall: Share of the held-out data that lie among samples.
@@ -25,7 +25,7 @@ class Quality(NamedTuple):
         memorisation: Median distance to the nearest training example over that of held-out data.
     """
 
-    count: int
+    samples: int
     fd: float
     precision: float
     recall: float
@@ -79,7 +79,7 @@ class Evaluation:
         both = precision_recall(self._held_out, found)
         sure = self._map(self._scores, samples).softmax(1).max(1).values > SURE
         return Quality(
-            count=len(samples),
+            samples=len(samples),
             fd=frechet_distance(found, self._held_out),
             precision=both.precision,
             recall=both.recall,

@@ -45,7 +45,8 @@ class SelfAttention(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """Map ``(B, C, H, W)`` to the same shape."""
         tokens = self.norm(h).flatten(2).transpose(1, 2)
-        found = _attend(*self.qkv(tokens).chunk(3, 2), self.heads)
+        q, k, v = self.qkv(tokens).chunk(3, 2)
+        found = _attend(q, k, v, self.heads)
         return h + self.out(found).transpose(1, 2).reshape(h.shape)
 
 
