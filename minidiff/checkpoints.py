@@ -122,8 +122,8 @@ def make(
     """Train a shipped model as its card says and write file and card into ``folder``.
 
     Can be interrupted and called again. Takes minutes to hours on a CPU. A recipe with a ``body``
-    reads that one from ``folder``. Under ``accelerate launch -m minidiff.checkpoints train NAME``
-    all processes share each batch.
+    or a ``start`` reads that one from ``folder``. Under
+    ``accelerate launch -m minidiff.checkpoints train NAME`` all processes share each batch.
     """
     from tqdm import tqdm
 
@@ -134,6 +134,8 @@ def make(
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         model = _build(recipe, folder)
+    if recipe.start is not None:
+        model.load_state_dict(_read(recipe.start, folder).state_dict(), strict=False)
     here = processes()
     device, first = here.device, here.rank == 0  # the first process alone talks and writes
     model.to(device)
@@ -165,6 +167,7 @@ def make(
         f"--seed {seed}",
         "parameters": sum(p.numel() for p in recipe.part(model).parameters()),
         "body": recipe.body,
+        "start": recipe.start,
         "steps": recipe.steps,
         "steps_timed": timed,  # fewer than steps if the run was interrupted: what seconds cover
         "examples": recipe.steps * recipe.batch,

@@ -43,6 +43,7 @@ class Recipe:
         warmup: Steps of linear warm-up.
         autocast: Compute the loss in this dtype.
         body: A recipe whose trained net the model is built on, and whose weights stay.
+        start: A recipe whose weights the training begins with; what it has not stays fresh.
     """
 
     about: str
@@ -56,6 +57,7 @@ class Recipe:
     warmup: int = 500
     autocast: torch.dtype | None = torch.bfloat16
     body: str | None = None
+    start: str | None = None
 
     def rate(self, k: int) -> float:
         """Learning rate of step k: a linear warm-up, then half a cosine down to 0."""
@@ -151,7 +153,7 @@ ON_MNIST = partial(
     Recipe,
     build=add_head,
     data=lambda: _digits().x,
-    steps=3000,
+    steps=2000,
     lr=1e-3,
     body="mnist-ddpm",
     autocast=None,
@@ -160,7 +162,7 @@ ON_SMALL = partial(
     Recipe,
     build=add_head,
     data=lambda: _small_digits().x,
-    steps=4000,
+    steps=2500,
     lr=1e-3,
     body="digits-ddpm",
     autocast=None,
@@ -175,11 +177,13 @@ RECIPES: dict[str, Recipe] = {
         steps=10_000,
     ),
     "mnist-ddpm-conditional": Recipe(
-        "mnist-ddpm given the class; 10 % of the labels replaced by the null class 10",
+        "mnist-ddpm trained on with its classes; one label in ten replaced by the null class 10",
         partial(_mnist, 10),
         lambda: _digits()[:2],
         _denoise_given,
-        steps=10_000,
+        steps=3000,
+        lr=1e-3,
+        start="mnist-ddpm",
     ),
     "mnist-range": ON_MNIST("mnist-ddpm and a head for the learned range", loss=_hybrid),
     "mnist-sn": ON_MNIST("mnist-ddpm and a head for the squared noise", loss=_sn),
@@ -193,14 +197,14 @@ RECIPES: dict[str, Recipe] = {
         _small_digits_model,
         lambda: _small_digits().x,
         _denoise,
-        steps=10_000,
+        steps=4000,
     ),
     "digits-hybrid": Recipe(
         "mean and learned range together by L_hybrid, otherwise digits-ddpm",
         _small_hybrid,
         lambda: _small_digits().x,
         _hybrid,
-        steps=10_000,
+        steps=4000,
     ),
     "digits-range": ON_SMALL("digits-ddpm and a head for the learned range", loss=_hybrid),
     "digits-sn": ON_SMALL("digits-ddpm and a head for the squared noise", loss=_sn),

@@ -341,6 +341,33 @@ def test_a_head_is_made_on_a_body(tmp_path, monkeypatch):
     assert float(second.abs().max()) > 0
 
 
+def test_a_recipe_that_starts_from_another(tmp_path, monkeypatch):
+    """With a learning rate of 0 the conditional net is the other one, whatever the class."""
+
+    def build(classes=None):
+        net = md.nets.UNet(1, width=16, mults=(1,), classes=classes)
+        return md.Denoiser(net, md.BetaTable(md.cosine_betas(10)), "v")
+
+    def loss(m, x, rng):
+        return md.denoising_loss(m, x, rng=rng).mean()
+
+    common = {"data": lambda: torch.ones(8, 1, 6, 6), "loss": loss, "batch": 4, "warmup": 1}
+    plain = checkpoints.Recipe("", build, steps=2, **common)
+    given = checkpoints.Recipe("", lambda: build(3), steps=1, lr=0.0, start="plain", **common)
+    for name, recipe in (("plain", plain), ("given", given)):
+        monkeypatch.setitem(checkpoints.RECIPES, name, recipe)
+        checkpoints.make(name, tmp_path, seed=len(name))
+    monkeypatch.setattr(checkpoints, "WEIGHTS", tmp_path)
+    x, t = (
+        torch.randn(3, 1, 6, 6, generator=torch.Generator().manual_seed(0)),
+        torch.full((3,), 0.5),
+    )
+    ours = checkpoints.load("given").raw(x, t, torch.tensor([0, 2, 3])).y
+    assert float(ours.abs().max()) > 0
+    assert torch.equal(ours, checkpoints.load("plain").raw(x, t).y)
+    assert json.loads((tmp_path / "given.json").read_text())["start"] == "plain"
+
+
 def test_the_learning_rate_of_a_recipe():
     """A linear warm-up to lr, then half a cosine to nearly 0."""
     recipe = checkpoints.Recipe(
