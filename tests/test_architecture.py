@@ -43,6 +43,7 @@ CORE |= {
 ORACLES = {"schedules", "tensors"}  # closed forms, computed apart from the core
 ALLOWED = CORE | {
     "exact": ORACLES | {"exact"},
+    "health": BEHIND | {"times", "samplers", "health"},
     "training": {"tensors", "training"},
     "metrics": {"tensors"},
     "plots": {"tensors"},
