@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .metrics import frechet_distance, memorisation, precision_recall
+from .metrics import frechet_distance, nearest, precision_recall, usual_distance
 
 SURE = 0.9  # a classification above this probability counts as confident
 
@@ -22,7 +23,8 @@ class Quality(NamedTuple):
         precision: Share of the samples that lie among held-out data.
         recall: Share of the held-out data that lie among samples.
         confident: Share that the classifier is sure of (above .9).
-        memorisation: Median distance to the nearest training example over that of held-out data.
+        memorisation: Median distance to the nearest training example over that of held-out data,
+            as :func:`~minidiff.metrics.memorisation`.
     """
 
     samples: int
@@ -84,8 +86,13 @@ class Evaluation:
             precision=both.precision,
             recall=both.recall,
             confident=float(sure.double().mean()),
-            memorisation=memorisation(samples, self.held_out, self.train),
+            memorisation=float(nearest(samples, self.train)[0].median()) / self._usual,
         )
+
+    @cached_property
+    def _usual(self) -> float:
+        """Median distance of held-out data to training data: the divisor of ``memorisation``."""
+        return usual_distance(self.held_out, self.train)
 
     def floor(self, count: int) -> Quality:
         """Measure the first ``count`` training examples as if they were samples.

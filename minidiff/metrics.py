@@ -212,7 +212,16 @@ def memorisation(samples: Tensor, held_out: Tensor, train: Tensor) -> float:
         ValueError: if the columns differ in number, a value is not finite, or a held-out point is
             in the training set so often that the median is 0.
     """
-    below = float(nearest(held_out, train)[0].median())
-    if below == 0:
+    return float(nearest(samples, train)[0].median()) / usual_distance(held_out, train)
+
+
+def usual_distance(held_out: Tensor, train: Tensor) -> float:
+    """Median distance of held-out data to the nearest training example.
+
+    Raises:
+        ValueError: as :func:`memorisation`.
+    """
+    usual = float(nearest(held_out, train)[0].median())
+    if usual == 0:
         raise ValueError("held_out overlaps train: half of it is in there; split them first")
-    return float(nearest(samples, train)[0].median()) / below
+    return usual

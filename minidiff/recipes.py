@@ -181,7 +181,7 @@ RECIPES: dict[str, Recipe] = {
         partial(_mnist, 10),
         lambda: _digits()[:2],
         _denoise_given,
-        steps=3000,
+        steps=8000,
         lr=1e-3,
         start="mnist-ddpm",
     ),

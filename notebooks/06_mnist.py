@@ -102,7 +102,7 @@ schedule = md.BetaTable(md.cosine_betas(1000))
 linear = md.BetaTable(md.linear_betas(1000))
 digit = digits.held_x[3:4]
 noise = md.tensors.randn_like(digit, md.tensors.seeded(1))
-fig, axes = plt.subplots(2, 1, figsize=(8, 2.3))
+fig, axes = plt.subplots(2, 1, figsize=(7.4, 2.2))
 for ax, table in zip(axes, [linear, schedule], strict=True):
     at = table(torch.linspace(0, 1, 10, dtype=torch.float64))
     frames = md.diffuse(at, digit.expand(10, -1, -1, -1), noise.expand(10, -1, -1, -1))
@@ -125,14 +125,14 @@ print("check passed: the linear table spends three times as many steps on pure n
 #
 # A time becomes a row of sines and cosines of many frequencies ({eq}`eq:sinusoidal`). How alike are the encodings of two times? {eq}`eq:time-inner` says that only their difference counts, and {eq}`eq:time-log` that similarity falls by the same amount each time the difference doubles. What would evenly spaced frequencies do instead?
 
-# %% mystnb={"image": {"alt": "Left: heat map of the encoding, time downwards; fast stripes on the left of each half, smooth gradients on the right. Right: similarity against time difference on a logarithmic axis; geometric frequencies fall about a straight line from 1 to about 0.2, even frequencies drop to 0 within three steps and jump up to 0.9 near 195."}, "figure": {"name": "fig-time", "caption": "Left: the encoding of 100 times, 64 numbers each, first sines, then cosines. Right: the similarity of two encodings against the difference of their times. With geometric frequencies it falls about a straight line over three decades. With evenly spaced ones everything more than three steps away is equally strange, until the pattern repeats near 195 steps and strangers look alike."}}
+# %% mystnb={"image": {"alt": "Left: heat map of the encoding, time downwards; fast stripes on the left of each half, smooth gradients on the right. Right: similarity against time difference on a logarithmic axis; geometric frequencies fall about a straight line from 1 to about 0.2, even frequencies drop to 0 within three steps and jump up to 0.9 near 195."}, "figure": {"name": "fig-time", "caption": "Left: the encoding of 50 times, 64 numbers each, first sines, then cosines. Right: the similarity of two encodings against the difference of their times. With geometric frequencies it falls about a straight line over three decades. With evenly spaced ones everything more than three steps away is equally strange, until the pattern repeats near 195 steps and strangers look alike."}}
 gaps = torch.logspace(0, 3, 200, dtype=torch.float64)
 zero = md.nets.sinusoidal(torch.zeros(1, dtype=torch.float64), 64)
 alike = md.nets.sinusoidal(gaps / 1000, 64) @ zero[0] / 32
 even = torch.cos(gaps[:, None] * torch.linspace(1e-4, 1, 32, dtype=torch.float64)).mean(1)
 line = 1 - (gaps.log() + 0.5772) / torch.tensor(1e4).log()
-fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.6))
-times = torch.linspace(0, 0.2, 100)
+fig, (left, right) = plt.subplots(1, 2, figsize=(7.5, 2.4))
+times = torch.linspace(0, 0.2, 50)
 left.imshow(md.nets.sinusoidal(times, 64), aspect="auto", cmap="coolwarm", extent=(0, 64, 0.2, 0))
 left.grid(False)
 left.set(xlabel="number in the code", ylabel="time t")
@@ -355,7 +355,7 @@ pick = set(torch.linspace(0, chain - 1, 10).round().long().tolist())
 track = [s for k, s in enumerate(tqdm(states, total=chain, desc="sampling")) if k in pick]
 film = [getattr(s, name)[i : i + 1] for i in range(2) for name in ("x", "x0") for s in track]
 film = torch.cat(film).clamp(-1, 1).cpu()
-ax = md.plots.images(plt.figure(figsize=(6.4, 2.7)).gca(), film, columns=10)
+ax = md.plots.images(plt.figure(figsize=(5.6, 2.4)).gca(), film, columns=10)
 
 # %% [markdown]
 # A thousand steps for each of many digits would take long. {py:func}`~minidiff.samplers.ddim` takes the same network and needs fewer steps ({eq}`eq:ddim`); {ref}`sec-fewer-steps` derives it. Here {number}`06_mnist:short|.0f` steps make {number}`06_mnist:count|,.0f` digits.
@@ -376,7 +376,7 @@ def draw(model, seed, labels=None):
 samples = draw(model, 4)
 
 # %% mystnb={"image": {"alt": "Two sheets of forty digits: held-out digits on the left, samples on the right. Both are handwriting of many kinds; on the right a few are not quite a digit."}, "figure": {"name": "fig-samples", "caption": "Forty held-out digits (left) and the first forty samples (right), not selected. From a distance they can't be told apart; look at the samples one by one to find those that are not quite a digit."}}
-fig, axes = plt.subplots(1, 2, figsize=(8, 1.9))
+fig, axes = plt.subplots(1, 2, figsize=(7.2, 1.75))
 titles = ["held-out digits", "samples"]
 for ax, pictures, title in zip(axes, [digits.held_x, samples], titles, strict=True):
     md.plots.images(ax, pictures[:40])
@@ -486,7 +486,7 @@ print("check passed: an eighth of the pictures, several times the distance, as t
 #
 # ## Which digit?
 #
-# A second network was trained in the same way, but for one thing: it is told the class, and in one case of ten the class "unknown" in its place. Ask it for a hundred of each digit. To check the answers we need someone who had no part in the training, nor in the FD: a classifier of another architecture, a transformer on patches. The aim: it agrees on at least 95 %.
+# A second network starts from the weights of the first and is trained further, with one thing more: it is told the class, and in one case of ten the class "unknown" in its place. Ask it for a hundred of each digit. To check the answers we need someone who had no part in the training, nor in the FD: a classifier of another architecture, a transformer on patches. The aim: it agrees on at least 95 %.
 
 # %%
 given = md.checkpoints.load("mnist-ddpm-conditional").to(device)
@@ -499,7 +499,7 @@ told = md.metrics.frechet_distance(judge.features(asked), features)
 
 # %% mystnb={"image": {"alt": "Ten rows of twelve digits; each row shows one class, from 0 to 9, in many hands."}, "figure": {"name": "fig-classes", "caption": "Twelve samples of each class, not selected: a row a class. Within a row slant, width and weight of the stroke vary; the digit does not."}}
 rows = torch.cat([asked[wanted == c][:12] for c in range(10)])
-ax = md.plots.images(plt.figure(figsize=(4.6, 3.8)).gca(), rows, columns=len(rows) // 10)
+ax = md.plots.images(plt.figure(figsize=(4.2, 3.5)).gca(), rows, columns=len(rows) // 10)
 
 # %% tags=["nbval-check-output"]
 numbers["agreement"] = {"value": agree, "band": [0.95, 1] if as_printed else [0, 1]}

@@ -123,7 +123,7 @@ def strip(eta, seed=11, count=3):
 
 still, stirred = strip(0.0), strip(1.0)
 
-# %% mystnb={"image": {"alt": "Six rows of five digits, made with 5, 10, 20, 50 and 100 steps. In each of the upper three rows, DDIM, it is the same digit in all columns, blurred at the left and sharper to the right. In the lower three rows, DDPM, the digit changes from column to column."}, "figure": {"name": "fig-few-strip", "caption": "Three starts, walked with 5 to 100 steps. DDIM (upper three rows) makes the same digit with any number of steps; more steps only sharpen it. With fresh noise in each step (lower three rows) the start decides little, and each column is another digit."}}
+# %% mystnb={"image": {"alt": "Six rows of five digits, made with 5, 10, 20, 50 and 100 steps. In each of the upper three rows, DDIM, it is the same digit in all columns, faint or broken with 5 steps and whole with more. In the lower three rows, DDPM, the drawing changes from column to column."}, "figure": {"name": "fig-few-strip", "caption": "Three starts, walked with 5 to 100 steps. DDIM (upper three rows) makes the same digit with any number of steps; more steps only mend it. With fresh noise in each step (lower three rows) the start decides little, and most columns show another digit."}}
 fig, axes = plt.subplots(2, 1, figsize=(4.6, 5.6))
 for ax, rows, name in zip(axes, (still, stirred), ("DDIM", "DDPM"), strict=True):
     md.plots.images(ax, rows.flatten(0, 1), columns=len(shown))
@@ -228,7 +228,7 @@ compared = ["analytic", "sn", "npr", "range"] if as_printed else ["analytic"]
 with torch.no_grad():
     seen = {K: shares(K, compared) for K in ((10, 50) if as_printed else (10,))}
 
-# %% mystnb={"image": {"alt": "Two panels, for 10 and for 50 steps: the share between beta-tilde, at 0, and beta, at 1, against the step that a move leaves from. The right share is near 0.3 for noisy steps, lower in the middle and rises steeply towards the data. NPR lies on it; analytic lies on it in the middle and jumps up and down at the noisy end."}, "figure": {"name": "fig-few-variance", "caption": "Where the best variance lies between the two fixed ones, on held-out small digits. Grey: right for this model, by measurement. It is close to neither of the two, and rises towards $\\beta$ near the data. NPR finds it at every step. The analytic number finds it in the middle and fails at the noisy end, where a small error of $\\Gamma$ is multiplied by the ratio of noise to signal, squared."}}
+# %% mystnb={"image": {"alt": "Two panels, for 10 and for 50 steps: the share between beta-tilde, at 0, and beta, at 1, against the step that a move leaves from. The right share is near 0.3 for noisy steps, lower in the middle and rises steeply towards the data. NPR stays close to it; so does analytic in the middle, but not at the noisy end. SN lies above it and the learned range below."}, "figure": {"name": "fig-few-variance", "caption": "Where the best variance lies between the two fixed ones, on held-out small digits. Grey: right for this model, by measurement. It is close to neither of the two, and rises towards $\\beta$ near the data. NPR stays closest. The analytic number is near it in the middle and fails at the noisy end, where a small error of $\\Gamma$ is multiplied by the ratio of noise to signal, squared."}}
 fig, axes = plt.subplots(1, len(seen), figsize=(4.2 * len(seen), 2.9), sharey=True, squeeze=False)
 for ax, (K, (times, found)) in zip(axes[0], seen.items(), strict=True):
     ax.axhspan(0, 1, color="0.94")
@@ -260,11 +260,11 @@ print(
 )
 
 # %% [markdown]
-# Where all is noise, the doubt about a digit is the whole variance of the data. There $\mathrm{add}^2v$ is the share $v$ of what lies between $\tilde\beta$ and $\beta$, so the curve starts at {number}`07_fewer_steps:share_noisy|.2f`, near the mean variance of an entry, {number}`07_fewer_steps:data_variance|.2f`. It falls to {number}`07_fewer_steps:share_middle|.2f` as the digit shows itself, and on the move from step 112 to step 1 it is {number}`07_fewer_steps:share_last|.2f`: near the data $\tilde\beta$ is so small that any doubt counts. On average over the nine moves NPR is off by {number}`07_fewer_steps:off_npr|.2f`, SN by {number}`07_fewer_steps:off_sn|.2f`, the analytic number by {number}`07_fewer_steps:off_analytic|.2f` and the learned range by {number}`07_fewer_steps:off_range|.2f`.
+# Where all is noise, the doubt about a digit is the whole variance of the data. There $\mathrm{add}^2v$ is the share $v$ of what lies between $\tilde\beta$ and $\beta$, so the curve starts at {number}`07_fewer_steps:share_noisy|.2f`, near the mean variance of an entry, {number}`07_fewer_steps:data_variance|.2f`. It falls to {number}`07_fewer_steps:share_middle|.2f` as the digit shows itself, and on the move from step 112 to step 1 it is {number}`07_fewer_steps:share_last|.2f`: near the data $\tilde\beta$ is so small that any doubt counts. On average over the nine moves NPR is off by {number}`07_fewer_steps:off_npr|.2f`, SN by {number}`07_fewer_steps:off_sn|.2f`, the analytic number by {number}`07_fewer_steps:off_analytic|.2f` and the learned range by {number}`07_fewer_steps:off_range|.2f`: SN is too large where there is much noise, the learned range too small on all moves.
 #
 # ## A corner of the grid
 #
-# Does this lab compute what the script computed? We draw the 500 samples of one number of steps and one seed again, for each arm, and a part of MNIST, and compare all five measures with the committed rows. They should agree to rounding: a fixed seed, one thread, the same weights.
+# Does this lab compute what the script computed? We draw the 500 samples of one number of steps and one seed again, for each arm, and a part of MNIST, and compare distance, precision, recall and the share that the classifier is sure of with the committed rows. They should agree to rounding: a fixed seed, one thread, the same weights.
 
 
 # %%
@@ -301,9 +301,9 @@ print("check passed: the corner agrees with the committed grid")
 #
 # ## The grid
 #
-# FD is the Fréchet distance to held-out digits in the features of a small classifier, the smaller the better. The grey line is the floor: what training digits get at the same count. Before looking: which arm do you expect to be best at ten steps? And at a thousand, where they all have nearly the same variance?
+# FD is the Fréchet distance to held-out digits in the features of a small classifier, the smaller the better. The grey line is the floor: what training digits get at the same count. Before looking: which arm do you expect to be best at ten steps? And at a thousand, where all that add noise have nearly the same variance?
 
-# %% mystnb={"image": {"alt": "Two panels, small digits and MNIST: distance against number of steps on logarithmic axes, one curve for each choice of the noise, with bars for the range of three seeds, and a grey line for the floor. All curves fall with the number of steps."}, "figure": {"name": "fig-few-grid", "caption": "Quality against steps, means of three seeds with their range. The fewer the steps, the more the choice of the noise counts; with many steps all arms meet. Lines of one colour belong together: circles for the variance itself, other marks for its relatives."}}
+# %% mystnb={"image": {"alt": "Two panels, small digits and MNIST: distance against number of steps on logarithmic axes, one curve for each choice of the noise, with bars for the range of three seeds, and a grey line for the floor. All curves fall steeply from 5 to 10 steps; from 20 steps on they lie near the floor."}, "figure": {"name": "fig-few-grid", "caption": "Quality against steps, means of three seeds with their range. The fewer the steps, the more the choice of the noise counts; with many steps all arms come close to the floor. Lines of one colour belong together: the two fixed variances; the analytic number under DDPM and under DDIM; the learned range as a head and as a network of its own (hybrid)."}}
 fig, axes = plt.subplots(1, 2, figsize=(9.2, 3.6))
 for ax, data in zip(axes, grids, strict=True):
     for arm, style in STYLES.items():
@@ -347,10 +347,10 @@ judged = {data: ratio(data, ("ddim", 20), long) for data in grids}
 claims = {
     "DDIM beats DDPM at 10 steps": {d: ratio(d, ("beta-tilde", 10), ("ddim", 10)) for d in grids},
     "DDIM beats DDPM at 20 steps": {d: ratio(d, ("beta-tilde", 20), ("ddim", 20)) for d in grids},
-    "beta is worst at 10 steps": {
+    "beta without a cap is worse than beta-tilde": {
         d: ratio(d, ("beta-uncapped", 10), ("beta-tilde", 10)) for d in grids
     },
-    "with the cap it is not": {d: ratio(d, ("beta", 10), ("beta-tilde", 10)) for d in grids},
+    "and with the cap still worse": {d: ratio(d, ("beta", 10), ("beta-tilde", 10)) for d in grids},
     "analytic beats beta-tilde": {d: ratio(d, ("beta-tilde", 10), ("analytic", 10)) for d in grids},
     "analytic beats beta": {d: ratio(d, ("beta", 10), ("analytic", 10)) for d in grids},
     "analytic helps DDIM": {d: ratio(d, ("ddim", 10), ("analytic-ddim", 10)) for d in grids},
@@ -461,7 +461,7 @@ def there_and_back(K):
 
 trips = {K: there_and_back(K) for K in ((5, 20, 100) if as_printed else (5,))}
 
-# %% mystnb={"image": {"alt": "Left: rows of six digits, the originals and what comes back after 5, 20 and 100 steps; the last row looks like the first. Right: error against steps on logarithmic axes for both data sets, near a line of slope -1."}, "figure": {"name": "fig-few-inversion", "caption": "Encoding and decoding without any training of an encoder. Left: originals, and what comes back with 5, 20 and 100 steps. Right: the error falls roughly like 1/K (grey line)."}}
+# %% mystnb={"image": {"alt": "Left: rows of six digits, the originals and what comes back after 5, 20 and 100 steps; with 5 some are other digits, the last row looks like the first. Right: error against steps on logarithmic axes for both data sets, near a line of slope -1."}, "figure": {"name": "fig-few-inversion", "caption": "Encoding and decoding without any training of an encoder. Left: originals, and what comes back with 5, 20 and 100 steps. Right: the error falls roughly like 1/K (grey line)."}}
 fig, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3))
 md.plots.images(left, torch.cat([held, *(back for _, back in trips.values())]), columns=6)
 for data, style in (("digits", "C0-o"), ("mnist", "C1-o")):
@@ -492,12 +492,12 @@ if as_printed:
 print("check passed: the error falls with the number of steps, roughly like one over it")
 
 # %% [markdown]
-# The slope is {number}`07_fewer_steps:slope_digits|.2f` on the small digits and {number}`07_fewer_steps:slope_mnist|.2f` on MNIST. With 10 steps the picture that comes back is off by {number}`07_fewer_steps:rmse_mnist_10|.2f` an entry, with 100 by {number}`07_fewer_steps:rmse_mnist_100|.3f`. We had expected codes that look like noise. They do not quite: their variance is {number}`07_fewer_steps:code_variance|.2f`, where standard normal noise has 1. A clean digit is a point without any noise, in the very middle of what the network saw at step 1, and a flow keeps the middle in the middle ({eq}`eq:flow-gaussian`): the black ground comes out too quiet.
+# The slope is {number}`07_fewer_steps:slope_digits|.2f` on the small digits and {number}`07_fewer_steps:slope_mnist|.2f` on MNIST. With 10 steps the picture that comes back is off by {number}`07_fewer_steps:rmse_mnist_10|.2f` an entry, with 100 by {number}`07_fewer_steps:rmse_mnist_100|.3f`. We had expected codes that look like noise. They do not quite: their variance is {number}`07_fewer_steps:code_variance|.2f`, where standard normal noise has 1. The likely reason: a clean digit is a point without any noise, in the very middle of what the network saw at step 1, and a flow keeps the middle in the middle ({eq}`eq:flow-gaussian`), so that the black ground comes out too quiet.
 #
 # **Between two digits.** A code can be mixed. We go from the code of one held-out digit to that of another along a circle (so that the length stays that of the codes), and decode each stop. Below: the same two digits mixed pixel by pixel.
 
 
-# %% mystnb={"image": {"alt": "Two rows of seven pictures between two digits. In the upper row each picture is a digit with sharp strokes that changes its shape; in the lower row the two end digits fade into each other."}, "figure": {"name": "fig-few-between", "caption": "From one held-out digit to another. Above: the codes are mixed and decoded, 50 steps; what lies between are strokes. Below: the pixels are mixed; what lies between are two ghosts."}}
+# %% mystnb={"image": {"alt": "Two rows of seven pictures between two digits. In the upper row the strokes of the first digit break up and join to the second, and stay sharp; in the lower row the two end digits fade into each other."}, "figure": {"name": "fig-few-between", "caption": "From one held-out digit to another. Above: the codes are mixed and decoded, 50 steps; what lies between are sharp strokes, not always a digit. Below: the pixels are mixed; what lies between are two ghosts."}}
 def between(a, b, share):
     angle = torch.arccos((a * b).sum() / (a.norm() * b.norm()))
     return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)

@@ -305,7 +305,7 @@ for name, (file, split) in shipped.items():
         numbers[f"{name}_{p}"] = {"value": native(e, model.schedule, p), "band": band}
     found = md.health.denoiser(model, model.schedule, held, x, rng=md.tensors.seeded(3))
     numbers[f"{name}_ratio"] = {"value": found[0].value, "band": [0.3, 1.0]}
-    numbers[f"{name}_gap"] = {"value": found[3].value, "band": [0.8, 1.2]}
+    numbers[f"{name}_gap"] = {"value": found[3].value, "band": [0.8, 1.25 if as_printed else 1.5]}
     assert all(f.healthy for f in found) or not as_printed
 assert numbers["digits_ratio"]["value"] < numbers["at_100"]["value"] or not as_printed
 print("check passed: shipped models are healthy, and lie farther below the line")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -69,7 +70,8 @@ def denoiser(
 
     - Its signal error over that of the line, over all times and in the first third: below 1.
     - Its excess over the line in the last third, where a line is nearly perfect.
-    - Held-out data over training data: above 1.2 it has learned examples by heart.
+    - Held-out data over training data: above 1.1 and four standard errors it has learned examples
+      by heart.
     - The change of its answer when it is asked again, for half of the batch: dropout that was left
       on, or statistics of the batch.
 
@@ -102,12 +104,13 @@ def denoiser(
         once, again = denoise(x, t)[:half], denoise(x[:half], t)
     change = float((once - again).double().square().mean().sqrt() / once.double().std())
     ratio = float(held.error.sum() / line.sum())
+    slack = 4 * math.hypot(_relative(held), _relative(seen))
     early = float(held.error[first].sum() / line[first].sum())
     return [
         Finding("error over the best line", ratio, 0, 1),
         Finding("the same, first third of time", early, 0, 1),
         Finding("excess in the last third", excess, -0.01, 0.01),
-        Finding("held-out over training error", _ratio(held, seen), 0.8, 1.2),
+        Finding("held-out over training error", _ratio(held, seen), 0.9 - slack, 1.1 + slack),
         Finding("change when asked again", change, 0, 0.001),
     ]
 
@@ -142,6 +145,12 @@ def versus(
     return Finding(
         "error over the other's", _ratio(one, errors(other, schedule, x0, rng=rng)), 0, most
     )
+
+
+def _relative(seen: Errors) -> float:
+    """Standard error of the mean error over its value; the three looks at an example are one."""
+    each = seen.error.reshape(3, -1).mean(0)
+    return float(each.std() / each.mean()) / math.sqrt(len(each))
 
 
 def _ratio(one: Errors, two: Errors) -> float:
