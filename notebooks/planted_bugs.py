@@ -64,9 +64,9 @@ start = time.perf_counter()
 md.plots.use_style()
 torch.set_num_threads(1)
 T, steps, seeds, count, held_out = {
-    "smoke": (25, 3, [0], 4, 100),
-    "cpu": (100, 500, [0, 1, 2], 100, 300),
-    "gpu": (100, 3000, [0, 1, 2, 3, 4], 400, 497),
+    "smoke": (25, 3, [10], 4, 100),
+    "cpu": (100, 500, [10, 11, 12], 100, 300),
+    "gpu": (100, 3000, [10, 11, 12, 13, 14], 400, 497),
 }[PRESET]
 as_printed = PRESET != "smoke"
 digits = md.data.split(*md.data.digits8x8(), 497)
@@ -133,7 +133,7 @@ def pictures(bug):
     return ((x + 1) / 2, (held + 1) / 2) if bug == "range" else (x, held)
 
 
-def fit(bug="", prediction="eps", table=linear, seed=0, marks=()):
+def fit(bug="", prediction="eps", table=linear, seed=seeds[0], marks=()):
     model, (x, held), kept, losses = build(prediction, table, seed), pictures(bug), {}, []
     ema, feed = md.EMA(model, 0.99), md.data.batches(x, 64, seed)
     rate = lambda k: 4e-3 * (1 if bug == "average" else 1 - k / steps)  # noqa: E731
@@ -178,7 +178,7 @@ def states(run):
 # %%
 marks = {max(1, steps // 100): "1 %", max(2, steps // 10): "10 %", steps: "100 %"}
 healthy = {
-    (p, s): fit("", p, linear, s, marks if (p, s) == ("eps", 0) else ())
+    (p, s): fit("", p, linear, s, marks if (p, s) == ("eps", seeds[0]) else ())
     for p in ("eps", "x0", "v") for s in seeds
 }  # fmt: skip
 healthy["eps", "cosine"] = fit("", "eps", cosine)
@@ -187,7 +187,7 @@ healthy["eps", "cosine"] = fit("", "eps", cosine)
 # What should samples look like on the way? A guess before you look: after one percent of the training, is there anything to see? And after ten?
 
 # %% mystnb={"image": {"alt": "Four sheets of 25 digits. Data; after 1 percent of training grey noise; after 10 percent blurred strokes without form; after 100 percent digits that mostly can be read."}, "figure": {"name": "fig-health-grids", "caption": "Samples at 1, 10 and 100 % of a healthy training, from the averaged weights, and the data. Strokes come first, form comes last. The number is the error over that of the best straight line: it falls below 1 only late."}}
-first = healthy["eps", 0]
+first = healthy["eps", seeds[0]]
 fig, axes = plt.subplots(1, 4, figsize=(9, 2.6))
 md.plots.images(axes[0], digits.held_x[:25], columns=5)
 axes[0].set_title("data")
@@ -203,7 +203,7 @@ for ax, (step, name) in zip(axes[1:], marks.items(), strict=True):
 for name, value, band in zip(
     ("at_1", "at_10", "at_100"), progress, ([5, 100], [1.0, 10], [0.8, 1.0]), strict=True
 ):
-    numbers[name] = {"value": value, "band": band if as_printed else [0, 1e4], "seeds": [0]}
+    numbers[name] = {"value": value, "band": band if as_printed else [0, 1e4], "seeds": seeds[:1]}
     assert numbers[name]["band"][0] <= value <= numbers[name]["band"][1]
 print("check passed: only the whole training beats the best straight line")
 
@@ -242,7 +242,7 @@ colours = {"eps": md.plots.PREDICTION, "x0": md.plots.DATA, "v": md.plots.KNOWN}
 at = linear(torch.arange(1, T + 1, dtype=torch.float64) / T)
 lines = {}
 for p, colour in colours.items():
-    md.plots.loss_curve(left, healthy[p, 0].losses, color=colour, label=p)
+    md.plots.loss_curve(left, healthy[p, seeds[0]].losses, color=colour, label=p)
     lines[p] = float((md.health.native_factor(p, at) * md.health.linear_error(digits.x, at)).mean())
     left.axhline(
         md.health.start_loss(p, linear, digits.x), color=colour, linestyle=":", linewidth=1
@@ -319,7 +319,7 @@ print("check passed: shipped models are healthy, and lie farther below the line"
 
 
 # %%
-def examine(run):
+def examine(run, track):
     rng, table, bug = md.tensors.seeded(5), run.table, run.bug
     found = md.health.data(run.data)
     jump = lambda x, t, rng: noising(x, t, rng, table, bug)  # noqa: E731
@@ -329,15 +329,15 @@ def examine(run):
     found += md.health.curve(run.losses, run.prediction, table, run.data) if as_printed else []
     found += md.health.denoiser(run.model, table, run.held, run.data, rng=rng)
     found += [md.health.versus(run.model, run.average, table, run.held, most=1.02, rng=rng)]
-    return {f.name: f for f in [*found, *md.health.chain(states(run), table, run.data)]}
+    return {f.name: f for f in [*found, *md.health.chain(track, table, run.data)]}
 
 
 # %% tags=["nbval-ignore-output"]
-reports = {f"{p}, {s}": examine(run) for (p, s), run in healthy.items()}
+reports = {f"{p}, {s}": examine(run, states(run)) for (p, s), run in healthy.items()}
 print(md.health.report(reports[f"eps, {seeds[0]}"].values()))
 
 # %% [markdown]
-# Nothing may be marked on any of the healthy runs. Of a test with many alarms this is the harder half. In this lab the bands of the alarms were set by looking at seed 0 of the noise prediction; the other runs are the test.
+# Nothing may be marked on any of the healthy runs. Of a test with many alarms this is the harder half. The bands were set while looking at trial runs with the seeds 0 to 2. The seeds here are others, so that the test is one.
 
 # %% tags=["nbval-check-output"]
 false_alarms = [
@@ -389,16 +389,17 @@ sick["table"] = good._replace(bug="table", table=cosine, model=foreign, average=
 # %% [markdown]
 # Guess which of them you will tell from the healthy one by looking.
 
-# %% mystnb={"image": {"alt": "Sixteen sheets of 25 small digits with names and numbers. The healthy sheet shows digits. Uniform noise gives white dots on black, a target drawn again gives black and white noise, steps for times grey noise, data in 0 to 1 a grey haze, no noise in the steps twenty-five times the same nine. Alpha for alpha-bar gives bold shapes that are cut off at the edges, no clip some saturated sheets, another table and beta for its root grey digits. The others look healthy."}, "figure": {"name": "fig-health-gallery", "caption": "Fifteen planted bugs, the healthy run first. Under each name the number that finds it, with the end of the healthy band that it leaves. Some are caught by the eye at once. Others look healthy: one noise a batch, no average of weights, time off by one, noise in the last step; and the twenty digits, which are copies."}}
+# %% mystnb={"image": {"alt": "Sixteen sheets of 25 small digits with names and numbers. The healthy sheet shows digits. Uniform noise gives white dots on black, a target drawn again gives black and white noise, steps for times grey noise, data in 0 to 1 a grey haze, no noise in the steps twenty-five times nearly the same digit. Alpha for alpha-bar gives bold shapes that are cut off at the edges, no clip some saturated sheets, another table and beta for its root grey digits. The others look healthy."}, "figure": {"name": "fig-health-gallery", "caption": "Fifteen planted bugs, the healthy run first. Under each name the number that finds it, with the end of the healthy band that it leaves. Some are caught by the eye at once. Others look healthy: one noise a batch, no average of weights, time off by one, noise in the last step; and the twenty digits, which are copies."}}
 fig, axes = plt.subplots(4, 4, figsize=(9, 10.6))
-reports |= {bug: examine(run) for bug, run in sick.items()}
+tracks = {bug: states(run) for bug, run in sick.items()}
+reports |= {bug: examine(run, tracks[bug]) for bug, run in sick.items()}
 for ax in axes.flat:
     ax.set_axis_off()
 md.plots.images(axes.flat[0], states(good)[-1].x[:25], columns=5)
 axes.flat[0].set_title("healthy\nall inside", fontsize=8)
 for ax, bug in zip(axes.flat[1:], sick, strict=False):
     f = reports[bug][WHAT[bug][1]]
-    md.plots.images(ax, states(sick[bug])[-1].x[:25].nan_to_num(), columns=5)
+    md.plots.images(ax, tracks[bug][-1].x[:25].nan_to_num(), columns=5)
     bound = f.high if f.value > f.high else f.low
     ax.set_title(f"{WHAT[bug][0]}\n{f.name}\n{f.value:.3g} (healthy end {bound:.3g})", fontsize=7)
 
