@@ -389,7 +389,7 @@ sick["table"] = good._replace(bug="table", table=cosine, model=foreign, average=
 # %% [markdown]
 # Guess which of them you will tell from the healthy one by looking.
 
-# %% mystnb={"image": {"alt": "Sixteen sheets of 25 small digits with names and numbers. The healthy sheet shows digits. Uniform noise gives white dots on black, a target drawn again gives black and white noise, steps for times grey noise, data in 0 to 1 a grey haze, no noise in the steps twenty-five times nearly the same digit. Alpha for alpha-bar gives bold shapes that are cut off at the edges, no clip some saturated sheets, another table and beta for its root grey digits. The others look healthy."}, "figure": {"name": "fig-health-gallery", "caption": "Fifteen planted bugs, the healthy run first. Under each name the number that finds it, with the end of the healthy band that it leaves. Some are caught by the eye at once. Others look healthy: one noise a batch, no average of weights, time off by one, noise in the last step; and the twenty digits, which are copies."}}
+# %% mystnb={"image": {"alt": "Sixteen sheets of 25 small digits with names and numbers. The healthy sheet shows digits. Uniform noise gives white dots on black, a target drawn again gives black and white noise, steps for times grey noise, data in 0 to 1 a grey haze, no noise in the steps twenty-five times nearly the same digit. Alpha for alpha-bar gives bold shapes that are cut off at the edges, no clip some saturated sheets, another table and beta for its root grey digits. The others look healthy."}, "figure": {"name": "fig-health-gallery", "caption": "Fifteen planted bugs, the healthy run first. Under each name the number that finds it, with the end of the healthy band that it leaves. Some are caught by the eye at once. Others look healthy: one noise a batch, no average of weights, time off by one, noise in the last step; and the run that has seen twenty digits only."}}
 fig, axes = plt.subplots(4, 4, figsize=(9, 10.6))
 tracks = {bug: states(run) for bug, run in sick.items()}
 reports |= {bug: examine(run, tracks[bug]) for bug, run in sick.items()}
@@ -412,6 +412,11 @@ for bug in sick:
 numbers["caught"] = {"value": sum(caught.values()), "band": [15, 15] if as_printed else [0, 15]}
 numbers["runs"] = {"value": len(healthy) + len(trained), "band": [3, 40]}
 exact = ("root", "range", "told", "squared", "silent", "grain")  # need no training to be seen
+if as_printed:
+    drawn = tracks["few"][-1].x
+    near = md.metrics.memorisation(drawn, digits.held_x, digits.x[:20])
+    numbers["few_near"] = {"value": near, "band": [0.5, 0.9]}
+    assert 0.5 < near < 0.9
 assert all(caught.values()) or not as_printed
 assert all(caught[bug] for bug in exact)
 print("check passed: every planted bug sets off its alarm")
