@@ -1,20 +1,8 @@
 """Networks: plain torch modules ``net(x, t, cond)``; they know nothing of diffusion."""
 
-from .attention import Context, CrossAttention, SelfAttention
-from .classifier import Classifier, PatchClassifier
+from .attention import SelfAttention
 from .embed import LabelEmbedding, TimeEmbedding, sinusoidal
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = [
-    "MLP",
-    "Classifier",
-    "Context",
-    "CrossAttention",
-    "LabelEmbedding",
-    "PatchClassifier",
-    "SelfAttention",
-    "TimeEmbedding",
-    "UNet",
-    "sinusoidal",
-]
+__all__ = ["MLP", "LabelEmbedding", "SelfAttention", "TimeEmbedding", "UNet", "sinusoidal"]
