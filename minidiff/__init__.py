@@ -99,11 +99,33 @@ from .training import EMA, Step, train
 from .variance import forward_variance, posterior_variance
 
 if TYPE_CHECKING:
-    from . import checkpoints, classics, data, metrics, nets, plots
+    from . import (
+        checkpoints,
+        classics,
+        data,
+        evaluation,
+        heads,
+        health,
+        metrics,
+        nets,
+        plots,
+        recipes,
+    )
 
 __version__ = "0.1.0"
 
-_LATER = ("checkpoints", "classics", "data", "metrics", "nets", "plots")  # loaded on first use
+_LATER = (
+    "checkpoints",
+    "classics",
+    "data",
+    "evaluation",
+    "heads",
+    "health",
+    "metrics",
+    "nets",
+    "plots",
+    "recipes",
+)  # loaded on first use
 
 __all__ = [
     "EMA",
@@ -152,11 +174,14 @@ __all__ = [
     "energy",
     "eps_from_x0",
     "euler",
+    "evaluation",
     "exact",
     "forward_variance",
     "from_x0",
     "grids",
     "guidance",
+    "heads",
+    "health",
     "heun",
     "inpaint",
     "langevin",
@@ -175,6 +200,7 @@ __all__ = [
     "prior_kl",
     "process",
     "quadratic_betas",
+    "recipes",
     "replace",
     "reverse_sde",
     "samplers",

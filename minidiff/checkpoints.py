@@ -16,18 +16,16 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from .denoiser import Denoiser
-from .losses import denoising_loss
-from .nets import UNet
-from .schedules import BetaTable, linear_betas
+from .recipes import RECIPES as RECIPES
+from .recipes import Recipe as Recipe
 from .training import EMA, load_weights, processes, read_tensors, train, write_tensors
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -65,66 +63,38 @@ def restore(model: nn.Module, path: str | Path) -> None:
     load_weights(model, tensors, f"path={str(path)!r}")
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a shipped model is built and trained."""
-
-    about: str
-    build: Callable[[], Denoiser]
-    data: Callable[[], Any]
-    steps: int
-    batch: int
-    lr: float
-    decay: float = 0.9995
-    warmup: int = 500
-
-    def rate(self, k: int) -> float:
-        """Learning rate of step k: a linear warm-up, then half a cosine down to 0."""
-        rest = max(k - self.warmup, 0) / max(self.steps - self.warmup, 1)
-        return self.lr * min(1.0, (k + 1) / self.warmup) * (1 + math.cos(math.pi * rest)) / 2
-
-
-def _mnist_ddpm() -> Denoiser:
-    net = UNet(1, width=40, mults=(1, 2), attention=(1,), patch=2, dropout=0.05)
-    return Denoiser(net, BetaTable(linear_betas(1000)), "eps")
-
-
-def _mnist_train() -> Tensor:
-    from .data import mnist5k
-
-    return mnist5k()[0][:4000]
-
-
-RECIPES: dict[str, Recipe] = {
-    "mnist-ddpm": Recipe(
-        "unconditional DDPM (eps, linear betas, T = 1000) on the first 4,000 digits of mnist5k()",
-        _mnist_ddpm,
-        _mnist_train,
-        steps=10_000,
-        batch=64,
-        lr=1e-3,
-    ),
-}
-
-
 def _recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise ValueError(f"name={name!r}: choose one of {', '.join(RECIPES)}")
     return RECIPES[name]
 
 
-def load(name: str) -> Denoiser:
+Classifiers = Literal["mnist-classifier", "mnist-judge", "digits-classifier"]
+
+
+@overload
+def load(name: Classifiers) -> Any: ...
+@overload
+def load(name: str) -> Denoiser: ...
+def load(name: str) -> Any:
     """Return a shipped model in eval mode, on the CPU, in float32.
 
     Args:
         name: A key of ``RECIPES``, such as ``"mnist-ddpm"``.
 
+    Returns:
+        A ``Denoiser``; for a classifier, that module.
+
     Raises:
         ValueError: if the name is unknown, the file is missing, or its checksum differs from
             its card's.
     """
+    return _read(name, WEIGHTS)
+
+
+def _read(name: str, folder: Path) -> Any:
     recipe = _recipe(name)
-    path = WEIGHTS / f"{name}.safetensors"
+    path = folder / f"{name}.safetensors"
     if not (path.exists() and path.with_suffix(".json").exists()):
         raise ValueError(
             f"name={name!r}: {path.name} or its card is not in {path.parent}: install minidiff "
@@ -137,9 +107,13 @@ def load(name: str) -> Denoiser:
             "or cut short; install minidiff again"
         )
     with torch.random.fork_rng([]):  # the weights that are drawn here are replaced at once
-        model = recipe.build()
-    restore(model, path)
+        model = _build(recipe, folder)
+    restore(recipe.part(model), path)
     return model.eval().requires_grad_(False)
+
+
+def _build(recipe: Recipe, folder: Path) -> Any:
+    return recipe.build() if recipe.body is None else recipe.build(_read(recipe.body, folder))
 
 
 def make(
@@ -147,7 +121,8 @@ def make(
 ) -> None:
     """Train a shipped model as its card says and write file and card into ``folder``.
 
-    Can be interrupted and called again. Takes half an hour to hours on a CPU. Under
+    Can be interrupted and called again. Takes minutes to hours on a CPU. A recipe with a ``body``
+    or a ``start`` reads that one from ``folder``. Under
     ``accelerate launch -m minidiff.checkpoints train NAME`` all processes share each batch.
     """
     from tqdm import tqdm
@@ -155,37 +130,49 @@ def make(
     from .data import batches
 
     recipe, folder = _recipe(name), Path(folder)
-    steps = recipe.steps if steps is None else steps
+    recipe = recipe if steps is None else replace(recipe, steps=steps)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        model = recipe.build()
+        model = _build(recipe, folder)
+    if recipe.start is not None:
+        model.load_state_dict(_read(recipe.start, folder).state_dict(), strict=False)
     here = processes()
     device, first = here.device, here.rank == 0  # the first process alone talks and writes
     model.to(device)
     ema = EMA(model, recipe.decay)
     feed = batches(recipe.data(), recipe.batch, seed)
     running = folder / f"{name}.training.safetensors"
-    start, recent = time.perf_counter(), 0.0
+    start, spent, timed, recent = time.perf_counter(), time.process_time(), 0, math.nan
 
-    def loss(x: Tensor, rng: torch.Generator) -> Tensor:
-        return denoising_loss(model, x.to(device), rng=rng).mean()
+    def loss(batch: Any, rng: torch.Generator) -> Tensor:
+        if isinstance(batch, Tensor):
+            return recipe.loss(model, batch.to(device), rng)
+        return recipe.loss(model, tuple(b.to(device) for b in batch), rng)
 
     run = train(
-        loss, model, feed, steps=steps, lr=recipe.rate, ema=ema, seed=seed, save=running
+        loss, model, feed, steps=recipe.steps, lr=recipe.rate, ema=ema, seed=seed, save=running,
+        autocast=recipe.autocast,
     )  # fmt: skip
-    for step in (bar := tqdm(run, total=steps, mininterval=10, disable=not first)):
-        recent = step.loss if step.index == 1 else 0.99 * recent + 0.01 * step.loss
-        bar.set_postfix(loss=f"{recent:.4f}", refresh=False)
+    for step in (bar := tqdm(run, total=recipe.steps, mininterval=10, disable=not first)):
+        timed += 1
+        recent = step.loss if timed == 1 else 0.99 * recent + 0.01 * step.loss
+        bar.set_postfix(step=step.index, loss=f"{recent:.4f}", refresh=False)
     if not first:
         return
     path = folder / f"{name}.safetensors"
-    save(ema.model, path, half=True, note=recipe.about)
+    save(recipe.part(ema.model), path, half=True, note=recipe.about)
     card = {
         "about": recipe.about,
-        "command": f"python -m minidiff.checkpoints train {name} --steps {steps} --seed {seed}",
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "images": steps * recipe.batch,
+        "command": f"python -m minidiff.checkpoints train {name} --steps {recipe.steps} "
+        f"--seed {seed}",
+        "parameters": sum(p.numel() for p in recipe.part(model).parameters()),
+        "body": recipe.body,
+        "start": recipe.start,
+        "steps": recipe.steps,
+        "steps_timed": timed,  # fewer than steps if the run was interrupted: what seconds cover
+        "examples": recipe.steps * recipe.batch,
         "seconds": round(time.perf_counter() - start),
+        "cpu_seconds": round(time.process_time() - spent),
         "threads": torch.get_num_threads(),
         "machine": f"{platform.system()} {platform.machine()}, {here.count} x {device.type}",
         "torch": torch.__version__,

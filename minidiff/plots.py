@@ -28,6 +28,12 @@ def _array(x: Tensor | np.ndarray) -> np.ndarray:
     return x.detach().cpu().float().numpy() if isinstance(x, Tensor) else np.asarray(x)
 
 
+def _pairs(points: Tensor) -> np.ndarray:
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
+        raise ValueError(f"points has shape {tuple(points.shape)}: give (N, 2), at least one")
+    return _array(points)
+
+
 def scatter(
     ax: Axes,
     points: Tensor,
@@ -38,9 +44,7 @@ def scatter(
     reach: float | None = None,
 ) -> Axes:
     """Draw points of shape ``(N, 2)``; ``reach`` fixes both axes to -reach..reach."""
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"points has shape {tuple(points.shape)}: give (N, 2)")
-    xy = _array(points)
+    xy = _pairs(points)
     ax.scatter(xy[:, 0], xy[:, 1], s=size, c=color, alpha=0.5, linewidths=0, label=label)
     ax.set_aspect("equal")
     if reach is not None:
@@ -64,11 +68,9 @@ def heat(
     ``top`` is the density of the full colour, as a share of the points per unit of area; give the
     same one to panels that are compared.
     """
-    if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
-        raise ValueError(f"points has shape {tuple(points.shape)}: give (N, 2), at least one")
+    xy, box = _pairs(points), (-reach, reach, -reach, reach)
     if not reach > 0 or bins < 1:
         raise ValueError(f"reach={reach}, bins={bins}: give a positive reach and at least 1 bin")
-    xy, box = _array(points), (-reach, reach, -reach, reach)
     counts = np.histogram2d(xy[:, 0], xy[:, 1], bins=bins, range=[box[:2], box[2:]])[0]
     density = counts.T / len(xy) / (2 * reach / bins) ** 2
     shades = LinearSegmentedColormap.from_list("shades", ["white", color, "black"])

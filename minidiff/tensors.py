@@ -49,8 +49,8 @@ def generator(rng: torch.Generator | None) -> torch.Generator:
 def seeded(*entropy: int) -> torch.Generator:
     """Make a CPU generator whose seed mixes the given non-negative integers, in order.
 
-    ``seeded(0, 1)`` and ``seeded(1, 0)`` are unrelated streams; a plain sum would confuse them.
-    Zeros at the end do not count: ``seeded(1)`` and ``seeded(1, 0)`` are one stream.
+    ``seeded(0, 1)``, ``seeded(1, 0)`` and ``seeded(1)`` are unrelated streams; a plain sum would
+    confuse them.
 
     Raises:
         ValueError: if an integer is negative.
@@ -62,7 +62,10 @@ def mixed_seed(*entropy: int) -> int:
     """Mix non-negative integers into one 63-bit seed (numpy's ``SeedSequence``), or raise."""
     if any(e < 0 for e in entropy):
         raise ValueError(f"seeds are {entropy}: give integers >= 0")
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    # numpy takes (1,) and (1, 0) for the same; the length, in the place meant for keys, tells them
+    key = (len(entropy),) if len(entropy) > 1 and entropy[-1] == 0 else ()
+    sequence = np.random.SeedSequence(entropy, spawn_key=key)
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def randn_like(x: Tensor, rng: torch.Generator | None = None) -> Tensor:

@@ -21,8 +21,8 @@ import sabotage as wrong  # noqa: E402
 
 PAGES = source.pages()
 ROWS = source.rows()
-LABELS = {path.stem: source.labels(path) for path in PAGES}
-pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+LABELS = {path: source.labels(path) for path in PAGES}  # a chapter and its lab may share a name
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: f"{p.parent.name}/{p.stem}")
 rows = pytest.mark.parametrize("row", ROWS, ids=lambda r: r.label)
 
 
@@ -37,7 +37,7 @@ def test_every_equation_has_one_row():
     assert not [label for label, n in in_files.items() if n > 1], "two rows"
     assert not sorted(set(on_pages) - set(in_files)), "equations without a row in book/claims"
     assert not sorted(set(in_files) - set(on_pages)), "rows whose equation is on no page"
-    home = {label: page for page, labels in LABELS.items() for label in labels}
+    home = {label: page.stem for page, labels in LABELS.items() for label in labels}
     wrong = [
         f"{r.label}: row in {r.page}.yml, equation on {home[r.label]}"
         for r in ROWS

@@ -203,7 +203,7 @@ def test_every_recipe_is_shipped(name):
     card = json.loads(path.with_suffix(".json").read_text())
     assert card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert f"train {name}" in card["command"] and card["about"] == checkpoints.RECIPES[name].about
-    assert card["parameters"] > 0 and card["seconds"] > 0 and card["images"] > 0
+    assert card["parameters"] > 0 and card["seconds"] > 0 and card["examples"] > 0
     assert {"seed", "loss", "torch", "machine"} <= card.keys()
     tensors, info = md.training.read_tensors(path)
     assert info["format"] == checkpoints.FORMAT
@@ -222,10 +222,11 @@ def test_load(name, global_state_untouched):
     """Eval mode, float32, no gradients, the card's number of parameters; two loads are equal."""
     ours = checkpoints.load(name)
     card = json.loads((checkpoints.WEIGHTS / f"{name}.json").read_text())
-    params = list(ours.parameters())
-    assert isinstance(ours, md.Denoiser) and not ours.training
+    params, recipe = list(ours.parameters()), checkpoints.RECIPES[name]
+    assert isinstance(ours, torch.nn.Module if "class" in name or "judge" in name else md.Denoiser)
+    assert not any(m.training for m in ours.modules())
     assert all(p.dtype == torch.float32 and not p.requires_grad for p in params)
-    assert sum(p.numel() for p in params) == card["parameters"]
+    assert sum(p.numel() for p in recipe.part(ours).parameters()) == card["parameters"]
     assert same(bits(ours), bits(checkpoints.load(name)))
 
 
@@ -285,7 +286,8 @@ def test_a_recipe_is_made_from_the_command_line(tmp_path, monkeypatch, capsys):
     """Two steps of a small recipe: file, card with checksum, and no training file left."""
     tiny = checkpoints.Recipe(
         "two steps", model, lambda: md.data.ring(64, rng=torch.Generator().manual_seed(0)),
-        steps=5, batch=8, lr=1e-3, warmup=2,
+        lambda m, x, rng: md.denoising_loss(m, x, rng=rng).mean(),
+        steps=5, batch=8, lr=1e-3, warmup=2, autocast=None,
     )  # fmt: skip
     monkeypatch.setitem(checkpoints.RECIPES, "tiny", tiny)
     checkpoints.main(["train", "tiny", "--folder", str(tmp_path), "--steps", "2", "--seed", "3"])
@@ -293,7 +295,8 @@ def test_a_recipe_is_made_from_the_command_line(tmp_path, monkeypatch, capsys):
     card = json.loads((tmp_path / "tiny.json").read_text())
     content = (tmp_path / "tiny.safetensors").read_bytes()
     assert card["sha256"] == hashlib.sha256(content).hexdigest()
-    assert card["images"] == 16 and card["seed"] == 3 and "--seed 3" in card["command"]
+    assert card["examples"] == 16 and card["steps"] == card["steps_timed"] == 2
+    assert card["seed"] == 3 and "--seed 3" in card["command"]
     monkeypatch.setattr(checkpoints, "WEIGHTS", tmp_path)
     assert not checkpoints.load("tiny").training
     checkpoints.main(["list"])
@@ -302,9 +305,74 @@ def test_a_recipe_is_made_from_the_command_line(tmp_path, monkeypatch, capsys):
         checkpoints.main(["train"])
 
 
+def test_a_head_is_made_on_a_body(tmp_path, monkeypatch):
+    """The file holds the head alone; loading joins it to the body's file, which does not change."""
+
+    def body():
+        net = md.nets.UNet(1, width=16, mults=(1,))
+        return md.Denoiser(net, md.BetaTable(md.cosine_betas(10)), "v")
+
+    def loss(m, x, rng):
+        return md.losses.npr_loss(m, x, rng=rng).mean()
+
+    common = {"data": lambda: torch.zeros(8, 1, 6, 6), "steps": 2, "batch": 4, "warmup": 1}
+    plain = checkpoints.Recipe(
+        "", body, loss=lambda m, x, rng: md.denoising_loss(m, x, rng=rng).mean(), **common
+    )
+    head = checkpoints.Recipe("", md.heads.add_head, loss=loss, body="body", **common)
+    for name, recipe in (("body", plain), ("head", head)):
+        monkeypatch.setitem(checkpoints.RECIPES, name, recipe)
+    with pytest.raises(ValueError, match="train body"):
+        checkpoints.make("head", tmp_path)
+    checkpoints.make("body", tmp_path)
+    before = (tmp_path / "body.safetensors").read_bytes()
+    checkpoints.make("head", tmp_path)
+    assert (tmp_path / "body.safetensors").read_bytes() == before
+    tensors, _ = md.training.read_tensors(tmp_path / "head.safetensors")
+    assert {k.split(".")[0] for k in tensors} == {"0", "1"}
+    monkeypatch.setattr(checkpoints, "WEIGHTS", tmp_path)
+    with_head, without = checkpoints.load("head"), checkpoints.load("body")
+    x, t = (
+        torch.randn(3, 1, 6, 6, generator=torch.Generator().manual_seed(0)),
+        torch.full((3,), 0.5),
+    )
+    y, second = with_head.raw(x, t)
+    assert torch.equal(y, without.raw(x, t).y) and second.shape == x.shape
+    assert float(second.abs().max()) > 0
+
+
+def test_a_recipe_that_starts_from_another(tmp_path, monkeypatch):
+    """With a learning rate of 0 the conditional net is the other one, whatever the class."""
+
+    def build(classes=None):
+        net = md.nets.UNet(1, width=16, mults=(1,), classes=classes)
+        return md.Denoiser(net, md.BetaTable(md.cosine_betas(10)), "v")
+
+    def loss(m, x, rng):
+        return md.denoising_loss(m, x, rng=rng).mean()
+
+    common = {"data": lambda: torch.ones(8, 1, 6, 6), "loss": loss, "batch": 4, "warmup": 1}
+    plain = checkpoints.Recipe("", build, steps=2, **common)
+    given = checkpoints.Recipe("", lambda: build(3), steps=1, lr=0.0, start="plain", **common)
+    for name, recipe in (("plain", plain), ("given", given)):
+        monkeypatch.setitem(checkpoints.RECIPES, name, recipe)
+        checkpoints.make(name, tmp_path, seed=len(name))
+    monkeypatch.setattr(checkpoints, "WEIGHTS", tmp_path)
+    x, t = (
+        torch.randn(3, 1, 6, 6, generator=torch.Generator().manual_seed(0)),
+        torch.full((3,), 0.5),
+    )
+    ours = checkpoints.load("given").raw(x, t, torch.tensor([0, 2, 3])).y
+    assert float(ours.abs().max()) > 0
+    assert torch.equal(ours, checkpoints.load("plain").raw(x, t).y)
+    assert json.loads((tmp_path / "given.json").read_text())["start"] == "plain"
+
+
 def test_the_learning_rate_of_a_recipe():
     """A linear warm-up to lr, then half a cosine to nearly 0."""
-    recipe = checkpoints.Recipe("", model, lambda: None, steps=1000, batch=1, lr=2.0, warmup=100)
+    recipe = checkpoints.Recipe(
+        "", model, lambda: None, lambda *_: None, steps=1000, batch=1, lr=2.0, warmup=100
+    )
     assert recipe.rate(0) == pytest.approx(0.02)
     assert recipe.rate(49) == pytest.approx(1.0)
     assert recipe.rate(100) == pytest.approx(2.0)

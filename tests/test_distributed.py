@@ -161,6 +161,7 @@ def first(folder, here, seen, report, failing, flush):
         report(f"drawing{accumulate}", model, None, run(drawing, model, **kwargs))
     model = Net(here.rank)
     report("langevin", model, None, run(plain, model, steps=3, optimizer=Noisy))
+    md.checkpoints.make("digits-classifier", folder / "made", steps=2)  # as the command line does
     flush()
     model = Net(here.rank)
     loss, ema = plain(model), md.EMA(model, 0.9)
@@ -323,10 +324,23 @@ def test_a_killed_run_goes_on_to_the_same_bits(launched):
     assert all(torch.equal(value, files[1][key]) for key, value in files[0].items())
 
 
+def test_a_shipped_model_is_made_by_two_processes(launched, monkeypatch):
+    """File and card, of one process, with a matching checksum; steps and batch are those asked."""
+    made = launched.folder / "made"
+    assert sorted(p.suffix for p in made.iterdir()) == [".json", ".safetensors"]
+    card = json.loads((made / "digits-classifier.json").read_text())
+    assert "2 x cpu" in card["machine"] and card["examples"] == 2 * 128
+    monkeypatch.setattr(md.checkpoints, "WEIGHTS", made)
+    fresh, model = md.nets.Classifier(10, 16), md.checkpoints.load("digits-classifier")
+    assert [p.shape for p in model.parameters()] == [p.shape for p in fresh.parameters()]
+
+
 def test_only_the_first_process_writes(launched):
     """And a launch that ends well prints nothing; the group of processes is undone at the end."""
     zero, one = launched.ranks
-    assert zero["first-written"] == ["whole-run.safetensors"] * 3  # steps 7, 14, 20
+    ours, made = ["whole-run.safetensors"] * 3, "digits-classifier"  # steps 7, 14, 20
+    assert zero["first-written"][:3] == ours
+    assert {name.split(".")[0] for name in zero["first-written"][3:]} <= {made}
     assert one["first-written"] == one["second-written"] == []
     assert not list(launched.folder.glob("*.partial"))
     status, output = launched.ends[1]

@@ -375,8 +375,8 @@ def test_resblock_written_out():
     block = shaken(unet.ResBlock(8, 16, 6, 0.0))
     h, e = normal(2, 8, 4, 4), normal(2, 6, seed=1)
     a, b = F.linear(F.silu(e), block.emb.weight, block.emb.bias).split(16, dim=1)
-    u = F.conv2d(F.silu(block.norm1(h)), block.conv1.weight, block.conv1.bias, padding=1)
-    inner = F.silu((1 + a[..., None, None]) * block.norm2(u) + b[..., None, None])
+    u = F.conv2d(F.gelu(block.norm1(h)), block.conv1.weight, block.conv1.bias, padding=1)
+    inner = F.gelu((1 + a[..., None, None]) * block.norm2(u) + b[..., None, None])
     want = block.skip(h) + F.conv2d(inner, block.conv2.weight, block.conv2.bias, padding=1)
     torch.testing.assert_close(block(h, e), want, **EXACT)
 

@@ -181,7 +181,9 @@ UNETS = {
 
 
 def test_resblock_written_out():
-    """eq:resblock: skip(h) + conv2(silu((1 + a) norm2(conv1(silu(norm1 h))) + b)), (a, b) = W emb.
+    """eq:resblock: skip(h) + conv2(gelu((1 + a) norm2(conv1(gelu(norm1 h))) + b)).
+
+    (a, b) = W silu(emb).
 
     Convolutions and norms are torch's; the order, the "1 +" and the activations are what counts.
     """
@@ -193,10 +195,13 @@ def test_resblock_written_out():
     def silu(v):
         return v / (1 + torch.exp(-v))
 
+    def gelu(v):
+        return v * 0.5 * (1 + torch.erf(v / math.sqrt(2)))
+
     both = silu(emb) @ block.emb.weight.T + block.emb.bias
     a, b = both[:, :8, None, None], both[:, 8:, None, None]
-    inner = block.norm2(block.conv1(silu(block.norm1(h))))
-    want = block.skip(h) + block.conv2(silu((1 + a) * inner + b))
+    inner = block.norm2(block.conv1(gelu(block.norm1(h))))
+    want = block.skip(h) + block.conv2(gelu((1 + a) * inner + b))
     torch.testing.assert_close(block(h, emb), want, rtol=1e-11, atol=1e-11)
     for group in (block.norm1, block.norm2):
         assert group.num_channels % group.num_groups == 0
@@ -247,7 +252,6 @@ def test_unet_depends_on_everything_and_mixes_no_examples():
     ("call", "word"),
     [
         (lambda: nets.UNet(1, mults=()), "mults"),
-        (lambda: nets.UNet(1, width=8)(torch.zeros(1, 1, 6, 8), torch.zeros(1)), "multiples of 4"),
         (lambda: nets.UNet(1, width=8)(torch.zeros(1, 8, 8), torch.zeros(1)), "x has shape"),
         (lambda: nets.UNet(1, width=8)(torch.zeros(1, 3, 8, 8), torch.zeros(1)), r"1 channel"),
         (lambda: nets.UNet(1, width=8)(torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 1, 1)),

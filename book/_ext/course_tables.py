@@ -47,8 +47,8 @@ def table(heads: list[str], rows: list[nodes.row]) -> nodes.table:
 
 def page_of(stem: str) -> str:
     """Return the docname of the page a ledger file belongs to."""
-    lab = (source.ROOT / "notebooks" / f"{stem}.py").is_file()
-    return f"notebooks/{stem}" if lab else f"book/{stem}"
+    page = (source.ROOT / "book" / f"{stem}.md").is_file()  # a chapter and its lab may share a name
+    return f"book/{stem}" if page else f"notebooks/{stem}"
 
 
 def digest(path) -> str:

@@ -255,6 +255,24 @@ def over(weights: Tensor, value: Tensor) -> Tensor:
     return weights.reshape(*weights.shape, *(1,) * (value.ndim - weights.ndim))
 
 
+def moments(weights: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of every entry of mixtures, by the law of total variance.
+
+    Weights ``(B, K)``, the others ``(B, K, *event)`` or broadcastable to it.
+    """
+    weights = over(weights, means)
+    mean = (weights * means).sum(1)
+    return mean, (weights * (variances + (means - mean.unsqueeze(1)) ** 2)).sum(1)
+
+
+def check_events(x: Tensor, means: Tensor) -> None:
+    """Raise if the events of x have not the shape of those of the data."""
+    if x.shape[1:] != means.shape[1:]:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}: this data has events of shape {tuple(means.shape[1:])}"
+        )
+
+
 def average(joint: Tensor, value: Tensor) -> Tensor:
     """Average ``(B, K, *event)`` over components by the softmax of ``(B, K)``."""
     return (over(joint.softmax(1), value) * value).sum(1)

@@ -22,8 +22,10 @@ from .components import (
     Upright,
     average,
     check_covs,
+    check_events,
     choose,
     expanded,
+    moments,
     normalised,
     over,
     parts_of,
@@ -166,8 +168,7 @@ class GaussianMixture:
             return torch.zeros_like(x)
         parts, turned = self._parts(x, at, no_width=MIXED), self._components.to(x)
         means, variances = turned.back(parts.mean), turned.entries(parts.var)
-        spread = (means - average(parts.joint, means).unsqueeze(1)) ** 2
-        return average(parts.joint, variances + spread)
+        return moments(parts.joint.softmax(1), means, variances)[1]
 
     def mmse(self, t: Tensor | float, schedule: Schedule) -> float:
         r"""Return the error that no denoiser can avoid, the mean over entries (:eq:`eq:mmse`).
@@ -253,11 +254,7 @@ class GaussianMixture:
     # ---- shared arithmetic ----------------------------------------------------------------------
 
     def _parts(self, x: Tensor, at: Level, *, no_width: str = NO_DENSITY) -> Parts:
-        if x.shape[1:] != self.means.shape[1:]:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}: this data has events of shape "
-                f"{tuple(self.means.shape[1:])}"
-            )
+        check_events(x, self.means)
         return parts_of(self._components, self.weights, x, at, no_width)
 
     def _line(self, at: Level, like: Tensor, name: str, remedy: str) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..schedules import Level, Schedule
-from .components import Posterior, Upright, over, parts_of
+from .components import Posterior, Upright, check_events, moments, parts_of
 from .line import nodes
 from .mixtures import FullMixture, GaussianMixture
 
@@ -57,11 +57,7 @@ def reverse_step(
     """
     if isinstance(data, FullMixture):
         raise ValueError(f"data is a {type(data).__name__}: give one with independent entries")
-    if x.shape[1:] != data.means.shape[1:]:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}: this data has events of shape "
-            f"{tuple(data.means.shape[1:])}"
-        )
+    check_events(x, data.means)
     at_t, at_s = (schedule(torch.as_tensor(time, dtype=torch.float64)) for time in (t, s))
     if at_t.noise.ndim or at_s.noise.ndim:
         raise ValueError(f"t={t}, s={s}: give one number each")
@@ -92,10 +88,7 @@ def best_gaussian(step: Posterior) -> tuple[Tensor, Tensor]:
 
     Source: Bishop (2006), section 10.7.
     """
-    weights = over(step.weights, step.means)
-    mean = (weights * step.means).sum(1)
-    var = (weights * (step.variances + (step.means - mean.unsqueeze(1)) ** 2)).sum(1)
-    return mean, var
+    return moments(step.weights, step.means, step.variances)
 
 
 def non_gaussianity(step: Posterior) -> Tensor:

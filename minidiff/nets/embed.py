@@ -52,13 +52,15 @@ class TimeEmbedding(nn.Module):
 class LabelEmbedding(nn.Module):
     """One vector a class and one for "no class" (index ``classes``, the null label).
 
-    ``cond`` is None (all null) or whole numbers of shape ``(B,)`` in 0..classes.
+    ``cond`` is None (all null) or whole numbers of shape ``(B,)`` in 0..classes. The vectors start
+    at 0, so that a net begins as one without classes.
     """
 
     def __init__(self, classes: int, dim: int) -> None:
         super().__init__()
         self.null = classes
         self.table = nn.Embedding(classes + 1, dim)
+        nn.init.zeros_(self.table.weight)
 
     def forward(self, cond: Tensor | None, n: int) -> Tensor:
         if cond is None:

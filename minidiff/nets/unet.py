@@ -8,10 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import SelfAttention
+from .attention import CrossAttention, SelfAttention, as_context
 from .embed import LabelEmbedding, TimeEmbedding, refuse_unused
 
 GROUP = 16  # channels a group of GroupNorm, at most
+
+
+def act(h: Tensor) -> Tensor:
+    """Apply GELU to a feature map.
+
+    It does what the SiLU of the papers does. In channels-last order, the fast one for
+    convolutions, torch needs ten times as long for SiLU and its gradient on a CPU; GELU is quick
+    on the view whose order is that of the memory.
+    """
+    return F.gelu(h.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -44,23 +54,49 @@ class ResBlock(nn.Module):
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
         scale, shift = self.emb(F.silu(emb))[:, :, None, None].chunk(2, 1)
-        new = self.conv1(F.silu(self.norm1(h)))
-        new = F.silu(self.norm2(new) * (1 + scale) + shift)
+        new = self.conv1(act(self.norm1(h)))
+        new = act(self.norm2(new) * (1 + scale) + shift)
         return self.skip(h) + self.conv2(self.dropout(new))
 
 
+class Stage(nn.Module):
+    """A residual block, then attention where it is asked for: to itself, and to a context."""
+
+    def __init__(
+        self, inner: int, outer: int, emb: int, dropout: float, attend: bool, context: int | None
+    ) -> None:
+        super().__init__()
+        self.block = ResBlock(inner, outer, emb, dropout)
+        self.attend = SelfAttention(outer) if attend else None
+        self.look = CrossAttention(outer, context) if attend and context is not None else None
+
+    def forward(self, h: Tensor, emb: Tensor, context: Any) -> Tensor:
+        h = self.block(h, emb)
+        if self.attend is not None:
+            h = self.attend(h)
+        return h if self.look is None else self.look(h, context)
+
+
 class UNet(nn.Module):
-    """Predict an image from a noisy image, its time, and a class where there is one.
+    """Predict an image from a noisy image, its time, and a condition where there is one.
+
+    ``cond`` is None, a class for each image (with ``classes``), or tokens (with ``context``): a
+    Tensor ``(B, L, context)`` or a :class:`~minidiff.nets.Context`. None, the null class and a
+    token of zeros are "no condition"; see :func:`~minidiff.conditions.drop`. Height and width
+    may be any.
 
     Args:
         channels: Channels of the image.
+        out: Channels of the output; as many as go in if not given.
         width: Channels of the finest level.
         mults: Channels of each level as a multiple of ``width``; each further level halves
-            height and width.
+            height and width, rounded up.
         blocks: Residual blocks a level on the way down (one more on the way up).
         attention: Levels (0 = finest) with self-attention after each block; the middle always
             has it.
-        classes: Number of classes of ``cond``, or None for an unconditional net.
+        classes: Number of classes of ``cond``, or None.
+        context: Width of the tokens of ``cond``, or None. They are looked at wherever there is
+            self-attention.
         dropout: Share of features dropped in training.
         patch: Side of the squares of pixels that are stacked into channels at the door; 2 makes
             the net about four times cheaper.
@@ -72,91 +108,102 @@ class UNet(nn.Module):
         self,
         channels: int = 1,
         *,
+        out: int | None = None,
         width: int = 32,
         mults: tuple[int, ...] = (1, 2, 2),
         blocks: int = 1,
         attention: tuple[int, ...] = (),
         classes: int | None = None,
+        context: int | None = None,
         dropout: float = 0.0,
         patch: int = 1,
     ) -> None:
         super().__init__()
         if not mults:
             raise ValueError("mults is empty: give a multiple of width for each level")
+        if classes is not None and context is not None:
+            raise ValueError(
+                f"classes={classes} and context={context}: give one (a class can be a token)"
+            )
         emb = 4 * width
-        self.channels, self.patch, self.depth = channels, patch, len(mults)
+        self.channels, self.patch, self.context = channels, patch, context
         self.time = TimeEmbedding(emb)
         self.label = None if classes is None else LabelEmbedding(classes, emb)
         self.first = nn.Conv2d(channels * patch**2, width, 3, padding=1)
 
-        def stage(inner: int, outer: int, level: int) -> nn.ModuleList:
-            attend = SelfAttention(outer) if level in attention else nn.Identity()
-            return nn.ModuleList([ResBlock(inner, outer, emb, dropout), attend])
+        def stage(inner: int, outer: int, attend: bool) -> Stage:
+            return Stage(inner, outer, emb, dropout, attend, context)
 
         now, shortcuts = width, [width]
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         for level, mult in enumerate(mults):
-            stages = nn.ModuleList()
-            for _ in range(blocks):
-                stages.append(stage(now, width * mult, level))
-                now = width * mult
-                shortcuts.append(now)
-            self.down.append(stages)
-            if level < len(mults) - 1:
+            if level:
                 self.shrink.append(nn.Conv2d(now, now, 3, stride=2, padding=1))
                 shortcuts.append(now)
-        self.middle = nn.ModuleList(
-            [ResBlock(now, now, emb, dropout), SelfAttention(now), ResBlock(now, now, emb, dropout)]
-        )
+            self.down.append(stages := nn.ModuleList())
+            for _ in range(blocks):
+                stages.append(stage(now, width * mult, level in attention))
+                now = width * mult
+                shortcuts.append(now)
+        self.enter, self.leave = stage(now, now, True), stage(now, now, False)
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for level, mult in reversed(list(enumerate(mults))):
-            stages = nn.ModuleList()
+            self.up.append(stages := nn.ModuleList())
             for _ in range(blocks + 1):
-                stages.append(stage(now + shortcuts.pop(), width * mult, level))
+                stages.append(stage(now + shortcuts.pop(), width * mult, level in attention))
                 now = width * mult
-            self.up.append(stages)
             if level:
                 self.grow.append(nn.Conv2d(now, now, 3, padding=1))
-        self.norm, self.last = _norm(now), nn.Conv2d(now, channels * patch**2, 3, padding=1)
+        out = channels if out is None else out
+        self.norm, self.last = _norm(now), nn.Conv2d(now, out * patch**2, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        """Map ``(B, channels, H, W)`` to the same shape; t has shape ``(B,)``.
+        """Map ``(B, channels, H, W)`` to ``(B, out, H, W)``; t has shape ``(B,)``.
 
         Raises:
-            ValueError: if H or W is no multiple of ``patch`` times 2 to the number of halvings, x
-                or t has another shape, or an unconditional net is given a condition.
+            ValueError: if x, t or cond has another shape, or a net without classes and context
+                is given a condition.
         """
-        unit = self.patch * 2 ** (self.depth - 1)
-        if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % unit or x.shape[3] % unit:
+        return self.image(self.last, self.features(x, t, cond), x)
+
+    def features(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        """Return the last feature map, shape ``(B, width * mults[0], H / patch, W / patch)``."""
+        if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(
-                f"x has shape {tuple(x.shape)}: give (B, C, H, W) with {self.channels} channel(s), "
-                f"height and width multiples of {unit} (pad the images, or use fewer mults)"
+                f"x has shape {tuple(x.shape)}: give (B, C, H, W) with {self.channels} channel(s)"
             )
         if t.shape != x.shape[:1]:
             raise ValueError(f"t has shape {tuple(t.shape)}: give one time an image, ({len(x)},)")
-        emb = self.time(t)
-        refuse_unused(self.label, cond)
-        if self.label is not None:
+        emb, tokens = self.time(t), None
+        if self.context is not None:
+            tokens = as_context(cond, len(x), self.context, x)
+        elif self.label is not None:
             emb = emb + self.label(cond, len(x))
-        h = F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last)
+        else:
+            refuse_unused(self.label, cond)
+        h = F.pad(x, (0, -x.shape[3] % self.patch, 0, -x.shape[2] % self.patch))
+        h = F.pixel_unshuffle(h, self.patch).contiguous(memory_format=torch.channels_last)
         h = self.first(h)
         shortcuts = [h]
         for level, stages in enumerate(self.down):
-            for block, attend in stages:  # type: ignore[misc]
-                h = attend(block(h, emb))
+            if level:
+                h = self.shrink[level - 1](h)
                 shortcuts.append(h)
-            if level < len(self.shrink):
-                h = self.shrink[level](h)
+            for stage in stages:  # type: ignore[attr-defined]
+                h = stage(h, emb, tokens)
                 shortcuts.append(h)
-        enter, attend, leave = self.middle
-        h = leave(attend(enter(h, emb)), emb)
+        h = self.leave(self.enter(h, emb, tokens), emb, tokens)
         for level, stages in enumerate(self.up):
-            for block, attend in stages:  # type: ignore[misc]
-                h = attend(block(torch.cat([h, shortcuts.pop()], 1), emb))
+            for stage in stages:  # type: ignore[attr-defined]
+                h = stage(torch.cat([h, shortcuts.pop()], 1), emb, tokens)
             if level < len(self.grow):
-                h = self.grow[level](F.interpolate(h, scale_factor=2.0, mode="nearest"))
-        h = self.last(F.silu(self.norm(h)))
-        return F.pixel_shuffle(h, self.patch).contiguous()
+                h = self.grow[level](F.interpolate(h, shortcuts[-1].shape[2:]))
+        return act(self.norm(h))
+
+    def image(self, layer: nn.Module, h: Tensor, x: Tensor) -> Tensor:
+        """Turn features into an image of the height and width of x by a layer at the end."""
+        y = F.pixel_shuffle(layer(h), self.patch)
+        return y[:, :, : x.shape[2], : x.shape[3]].contiguous()
