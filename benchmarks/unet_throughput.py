@@ -41,11 +41,9 @@ class Row(NamedTuple):
     training: float
 
 
-def nets(device: str = "cpu") -> dict[str, tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]]:
-    """Return both nets with their calls ``(x, t) -> y``, t in [0, 1]."""
-    torch.manual_seed(0)
-    ours = md.nets.UNet(1, width=32, mults=(1, 2, 2), blocks=2)
-    theirs: Any = UNet2DModel(
+def peer() -> Any:
+    """Return diffusers' U-Net with the plan of ours: its widths give as many parameters."""
+    return UNet2DModel(
         sample_size=28,
         in_channels=1,
         out_channels=1,
@@ -56,16 +54,23 @@ def nets(device: str = "cpu") -> dict[str, tuple[nn.Module, Callable[[Tensor, Te
         norm_num_groups=8,
         attention_head_dim=8,
     )
+
+
+def nets(device: str = "cpu") -> dict[str, tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]]:
+    """Return both nets with their calls ``(x, t) -> y``, t in [0, 1]."""
+    torch.manual_seed(0)
+    ours = md.nets.UNet(1, width=32, mults=(1, 2, 2), blocks=2)
+    theirs = peer()
     ours, theirs = ours.to(device), theirs.to(device)
     found: dict[str, tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]] = {
         "minidiff": (ours, lambda x, t: ours(x, t, None)),
         "diffusers": (theirs, lambda x, t: theirs(x, 999 * t).sample),
     }
     try:
-        peer = importlib.import_module("denoising_diffusion_pytorch")
+        third = importlib.import_module("denoising_diffusion_pytorch")
     except ImportError:
         return found
-    other = peer.Unet(34, dim_mults=(1, 2, 2), channels=1).to(device)
+    other = third.Unet(34, dim_mults=(1, 2, 2), channels=1).to(device)
     return found | {"denoising-diffusion-pytorch": (other, lambda x, t: other(x, 999 * t))}
 
 

@@ -6,9 +6,12 @@
 writes `notebooks/07_fewer_steps_DATA.json` after each cell of the grid, and a second call goes on
 where the first one stopped. A cell whose shipped weights are not there yet waits for the next call.
 
-All runs walk `md.grids.linspaced(1000, K)` with one thread, float32 and batches of 250. The mean is
-clipped to [-1, 1]. The noise of the last noisy move is capped at one grey value (`cap_last`), but
-for the arms called `-uncapped`. Bounds have no cap, and the inversion no clip.
+All runs walk `md.grids.linspaced(1000, K)` with one thread and batches of 250. The samples of MNIST
+are drawn under bfloat16 autocast, as the network was trained, which halves the time: the network is
+rounded, the state stays in float32. The cells `float32` are the same draws without it, and all else
+is float32, too. The mean is clipped to [-1, 1]. The noise of the last noisy move is capped at one
+grey value (`cap_last`), but for the arms called `-uncapped`. Bounds have no cap, and the inversion
+no clip.
 """
 
 from __future__ import annotations
@@ -55,6 +58,7 @@ ARMS = {
 ARMS |= {f"{a}-uncapped": ARMS[a]._replace(cap=False) for a in ("beta", "analytic", "range")}
 PLAIN = [a for a in ARMS if "uncapped" not in a]
 LOOSE = [a for a in ARMS if "uncapped" in a]
+WHOLE = ["ddim", "beta-tilde", "beta", "analytic", "analytic-ddim"]  # heads have no part in them
 BOUNDED = [a for a in PLAIN if ARMS[a].eta > 0]
 Cell = tuple[str, str, int, int]  # kind, arm, K, seed
 
@@ -74,10 +78,12 @@ def cells_of(data: str, seeds: list[int]) -> list[Cell]:
         few += sampled(["beta-tilde", "ddim"], (1000,), seeds)
         few += [("bound", "all", 1000, 0), *sampled(plain, (1000,), seeds)]
     else:
-        few += [("part", "ddim", 10, 0), *sampled(["beta-tilde"], (1000,), seeds[:1])]
+        few += [("float32", a, K, seeds[0]) for a in WHOLE for K in (10, 20)]
+        few += [("part", "ddim", 10, 0)]
         few += [("inversion", "ddim", K, 0) for K in (5, 10, 20, 50, 100)]
         few += [("bound", "all", K, 0) for K in (10, 20, 50)]
         few += sampled(plain, (5, 50), seeds[:1])
+        few += sampled(["beta-tilde"], (1000,), seeds[:1])
         few += sampled(plain, (20, 10, 5, 50), seeds[1:]) + sampled(LOOSE, (10,), seeds)
         few += sampled(["ddim", "beta-tilde"], (100,), seeds)
         few += sampled(["beta-tilde", "ddim"], (1000,), seeds)
@@ -170,20 +176,29 @@ class Bench:
 
     # ---- the kinds of cells ----------------------------------------------------------------------
 
-    def sample(self, name: str, K: int, seed: int, *, count: int | None = None) -> Iterator[dict]:
+    def sample(self, name: str, K: int, seed: int) -> Iterator[dict]:
+        """Draw and measure, MNIST with a network in bfloat16."""
+        yield from self.draw(name, K, seed, self.count, half=self.data == "mnist")
+
+    def float32(self, name: str, K: int, seed: int) -> Iterator[dict]:
+        """Draw and measure with a network in float32."""
+        yield from self.draw(name, K, seed, self.count)
+
+    def draw(
+        self, name: str, K: int, seed: int, count: int, *, half: bool = False
+    ) -> Iterator[dict]:
         """Draw and measure: the start from (seed, 1), the noise of all batches from (seed, 2)."""
         branch, schedule, var, times = self.chain(name, K)
         if ARMS[name].cap:
             var = variance.cap_last(var, schedule, times)
-        start = md.prior(
-            schedule, (count or self.count, *self.split.x.shape[1:]), rng=md.tensors.seeded(seed, 1)
-        )
+        start = md.prior(schedule, (count, *self.split.x.shape[1:]), rng=md.tensors.seeded(seed, 1))
         walk = partial(
             md.ddim, md.clip(branch, -1, 1), schedule, times=times, eta=ARMS[name].eta,
             variance=var, rng=md.tensors.seeded(seed, 2),
         )  # fmt: skip
         begin = time.process_time()
-        x = torch.cat([md.last(walk(part)) for part in start.split(BATCH)])
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            x = torch.cat([md.last(walk(part)) for part in start.split(BATCH)])
         seconds = round(time.process_time() - begin, 1)
         yield self.evaluation.quality(x)._asdict() | {"seconds": seconds}
 
@@ -193,7 +208,7 @@ class Bench:
 
     def part(self, name: str, K: int, seed: int) -> Iterator[dict]:
         """Draw fewer samples, for a lab to repeat."""
-        yield from self.sample(name, K, seed, count=min(BATCH, self.count))
+        yield from self.draw(name, K, seed, min(BATCH, self.count))
 
     def bound(self, name: str, K: int, seed: int) -> Iterator[dict]:
         """Bound the held-out data under every arm, with the same noise; in nats or bits an entry.

@@ -20,6 +20,7 @@ def script(name):
 
 
 overhead, throughput = script("sampler_overhead"), script("unet_throughput")
+quality = script("unet_quality")  # imports unet_throughput by its name
 
 
 # Measured on a busy machine: ddim 0.34 to 0.38, dpmpp_2m 0.29 to 0.31, ancestral 0.48 to 0.51,
@@ -76,3 +77,17 @@ def test_unets_are_of_one_size():
     for r in rows:
         assert 0.94 <= r.parameters / rows[0].parameters <= 1.06
         assert r.forward > 0 and r.training > 0
+
+
+def test_quality_after_a_budget():
+    """A short run of the patched net ends in its budget and fills a row of the table."""
+    row = quality.run("minidiff, patches of 2", seed=0, budget=1.0, count=40)
+    assert 1.0 <= row["seconds"] < 10 and row["steps"] >= 1
+    assert row["samples"] == 40 and row["fd"] > row["floor"] > 0
+    sizes = {
+        name: sum(p.numel() for p in make().parameters()) for name, make in quality.NETS.items()
+    }
+    assert all(0.95 < size / sizes["diffusers"] < 1.05 for size in sizes.values()), sizes
+    peer = {**row, "net": "diffusers", "fd": 2.0}
+    lines = quality.table([row, peer, {**peer, "seed": 1, "fd": 4.0}]).splitlines()
+    assert len(lines) == 4 and "| 2.0, 4.0 | 3.0 |" in lines[-1]
