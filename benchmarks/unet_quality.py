@@ -54,6 +54,8 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "diffusers": Peer,
 }
 
+KEYS = dict(zip(("patched", "pixels", "diffusers"), NETS, strict=True))
+
 
 def run(name: str, seed: int, budget: float, count: int) -> dict[str, Any]:
     """Train one net for ``budget`` CPU seconds and measure its samples."""
@@ -130,10 +132,31 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def numbers(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the book prints: per net means over seeds with the range, and two ratios."""
+    found: dict[str, Any] = {}
+    mean = statistics.mean
+    for key, name in KEYS.items():
+        mine = [r for r in rows if r["net"] == name]
+        for field in ("parameters", "images_a_second", "fd", "confident") if mine else ():
+            values = [r[field] for r in mine]
+            found[f"{key}_{field}"] = {
+                "value": mean(values), "band": [min(values), max(values)], "seeds": len(values),
+            }  # fmt: skip
+            found[f"{key}_{field}_low"] = {"value": min(values)}
+            found[f"{key}_{field}_high"] = {"value": max(values)}
+    for key in KEYS:
+        for field in ("images_a_second", "fd"):
+            if {f"{key}_{field}", f"diffusers_{field}"} <= set(found):
+                ratio = found[f"{key}_{field}"]["value"] / found[f"diffusers_{field}"]["value"]
+                found[f"{key}_{field}_ratio"] = {"value": ratio}
+    return found
+
+
 def main() -> None:
     """Run what is not in the file yet and print the table."""
     parser = argparse.ArgumentParser(description="FD of two U-Nets after the same CPU time")
-    parser.add_argument("--budget", type=float, default=240, help="CPU seconds of training a run")
+    parser.add_argument("--budget", type=float, default=200, help="CPU seconds of training a run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--nets", nargs="+", choices=list(NETS), default=list(NETS))
     parser.add_argument("--count", type=int, default=1000, help="samples a run")
@@ -159,7 +182,8 @@ def main() -> None:
             rows.append(run(name, seed, args.budget, args.count))
             print(json.dumps(rows[-1]), flush=True)
             if args.json is not None:
-                args.json.write_text(json.dumps({**told, "rows": rows}, indent=1) + "\n")
+                record = {**told, "rows": rows, "numbers": numbers(rows)}
+                args.json.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\n{args.budget:g} CPU seconds a run, floor {rows[0]['floor']:.1f}\n")
     print(table(rows))
 

@@ -91,3 +91,7 @@ def test_quality_after_a_budget():
     peer = {**row, "net": "diffusers", "fd": 2.0}
     lines = quality.table([row, peer, {**peer, "seed": 1, "fd": 4.0}]).splitlines()
     assert len(lines) == 4 and "| 2.0, 4.0 | 3.0 |" in lines[-1]
+    found = quality.numbers([row, peer, {**peer, "seed": 1, "fd": 4.0}])
+    assert found["diffusers_fd"] == {"value": 3.0, "band": [2.0, 4.0], "seeds": 2}
+    assert found["patched_fd_ratio"]["value"] == row["fd"] / 3
+    assert found["patched_images_a_second_ratio"]["value"] == 1

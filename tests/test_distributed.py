@@ -338,9 +338,9 @@ def test_a_shipped_model_is_made_by_two_processes(launched, monkeypatch):
 def test_only_the_first_process_writes(launched):
     """And a launch that ends well prints nothing; the group of processes is undone at the end."""
     zero, one = launched.ranks
-    ours, made = ["whole-run.safetensors"] * 3, "digits-classifier"  # steps 7, 14, 20
-    assert zero["first-written"][:3] == ours
-    assert {name.split(".")[0] for name in zero["first-written"][3:]} <= {made}
+    run, made = zero["first-written"][:3], zero["first-written"][3:]
+    assert run == ["whole-run.safetensors"] * 3  # steps 7, 14, 20
+    assert {name.split(".")[0] for name in made} <= {"digits-classifier"}
     assert one["first-written"] == one["second-written"] == []
     assert not list(launched.folder.glob("*.partial"))
     status, output = launched.ends[1]

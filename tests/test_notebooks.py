@@ -224,11 +224,12 @@ def test_text_quotes_numbers_by_name(lab):
 
 
 def test_every_page_quotes_numbers_that_exist():
-    """Each {number} in a chapter names a lab and a key of its last run."""
+    """Each {number} in a chapter names a lab or a benchmark, and a key of its last run."""
     for page in (ROOT / "book").glob("*.md"):
         text = re.sub(r"``.*?``", "", page.read_text(encoding="utf-8"))
         for name, key in re.findall(r"\{number\}`(\w+):(\w+)", text):
             path = ROOT / "notebooks" / f"{name}.json"
+            path = path if path.is_file() else ROOT / "benchmarks" / f"{name}.json"
             data = (
                 json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"numbers": {}}
             )

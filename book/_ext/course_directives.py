@@ -119,12 +119,15 @@ class ProvedBy(SphinxDirective):
 
 
 class NumberRole(SphinxRole):
-    """A number of a lab's last run: ``{number}`05_swiss_roll:swd_ddpm|.3f```."""
+    """A number of a run, of a lab or a benchmark: ``{number}`05_swiss_roll:swd_ddpm|.3f```."""
 
     def run(self):
         key, _, spec = self.text.partition("|")
         lab, _, name = key.strip().partition(":")
-        path = source.ROOT / "notebooks" / f"{lab}.json"
+        path = source.ROOT / "benchmarks" / f"{lab}.json"
+        facts = [f"from benchmarks/{lab}.py"]
+        if not path.is_file():
+            path, facts = source.ROOT / "notebooks" / f"{lab}.json", []
         self.env.note_dependency(str(path))
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -139,7 +142,7 @@ class NumberRole(SphinxRole):
                 location=self.get_location(),
             )
             return [nodes.inline(text="?")], []
-        facts = [f"from lab {lab}, preset {data.get('preset', '?')}"]
+        facts = facts or [f"from lab {lab}, preset {data.get('preset', '?')}"]
         if "band" in entry:
             facts.append("band {} to {}".format(*entry["band"]))
         if seeds := entry.get("seeds", data.get("seeds")):

@@ -150,13 +150,13 @@ class LedgerDirective(SphinxDirective):
         out = []
         for path in sorted((source.ROOT / "minidiff").rglob("*.py")):
             self.env.note_dependency(str(path))
-        for path in sorted((source.ROOT / "notebooks").glob("*.json")):
+        records = [
+            p for f in ("notebooks", "benchmarks") for p in sorted((source.ROOT / f).glob("*.json"))
+        ]
+        for path in records:
             self.env.note_dependency(str(path))
             data = json.loads(path.read_text(encoding="utf-8"))
-            if (
-                not (source.ROOT / "notebooks" / f"{path.stem}.py").is_file()
-                or "numbers" not in data
-            ):
+            if not path.with_suffix(".py").is_file() or "numbers" not in data:
                 continue
             body = []
             for name, entry in data["numbers"].items():
@@ -173,6 +173,11 @@ class LedgerDirective(SphinxDirective):
                         ids=[row_id(path.stem, name)],
                     )
                 )
+            if path.parent.name == "benchmarks":
+                title = nodes.literal(text=f"benchmarks/{path.name}")
+                text = f"Made by benchmarks/{path.stem}.py; the band is the range of the seeds."
+                out.append(self._record(path, title, text, body))
+                continue
             doc = f"notebooks/{path.stem}"
             title = addnodes.pending_xref(
                 "",
@@ -188,13 +193,7 @@ class LedgerDirective(SphinxDirective):
             if data.get("seconds"):
                 run += f", {float(data['seconds']):.0f} s"
             text = f"{run}. Since the run: {'; '.join(freshness(data, path.stem))}."
-            out.append(
-                self._section(
-                    f"numbers-{path.stem}",
-                    title,
-                    [nodes.paragraph(text=text), table(["Number", "Value", "Band", "Seeds"], body)],
-                )
-            )
+            out.append(self._record(path, title, text, body))
         if out:
             head = nodes.paragraph(
                 text="The numbers in the text and the runs they came from:",
@@ -202,6 +201,10 @@ class LedgerDirective(SphinxDirective):
             )
             return [head, *out]
         return out
+
+    def _record(self, path, title, text, body):
+        rows = table(["Number", "Value", "Band", "Seeds"], body)
+        return self._section(f"numbers-{path.stem}", title, [nodes.paragraph(text=text), rows])
 
 
 def _short(value):
