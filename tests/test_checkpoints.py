@@ -255,8 +255,10 @@ def test_mnist_ddpm_denoises():
 @pytest.mark.parametrize("place", [100, -1])
 def test_tampered_weights_are_noticed(tmp_path, monkeypatch, name, place):
     """One changed byte, in the header or in the weights, or a file that was cut short."""
-    for end in (".safetensors", ".json"):
-        shutil.copy(checkpoints.WEIGHTS / f"{name}{end}", tmp_path)
+    body = checkpoints.RECIPES[name].body  # a head needs its network
+    for part in filter(None, (name, body)):
+        for end in (".safetensors", ".json"):
+            shutil.copy(checkpoints.WEIGHTS / f"{part}{end}", tmp_path)
     monkeypatch.setattr(checkpoints, "WEIGHTS", tmp_path)
     checkpoints.load(name)
     path = tmp_path / f"{name}.safetensors"
