@@ -87,8 +87,9 @@ def cells_of(data: str, seeds: list[int]) -> list[Cell]:
         few += sampled(plain, (5, 50), seeds[:1])
         few += sampled(["beta-tilde"], (1000,), seeds[:1])
         few += sampled(plain, (20, 10, 5, 50), seeds[1:]) + sampled(LOOSE, (10,), seeds)
-        few += sampled(["ddim", "beta-tilde"], (100,), seeds)
+        few += sampled(["ddim", "beta-tilde"], (100,), seeds[:1])
         few += sampled(["ddim"], (1000,), seeds[:1])
+        few += sampled(["ddim", "beta-tilde"], (100,), seeds)
     return list(dict.fromkeys(few))
 
 
@@ -222,7 +223,7 @@ class Bench:
         decoder = (
             md.likelihood.discretised_decoder if eight_bits else md.likelihood.gaussian_decoder
         )
-        x0 = self.split.held_x[: min(500 if K < 1000 else BATCH, self.count)]
+        x0 = self.split.held_x[: min(500 if K < 1000 else 100, self.count)]
         unit = x0[0].numel() * (torch.tensor(2.0).log().item() if eight_bits else 1)
         totals = {}
         for arm in [a for a in BOUNDED if self.data == "digits" or a != "hybrid"]:
