@@ -488,7 +488,7 @@ print("check passed: an eighth of the pictures, several times the distance, as t
 #
 # A second network starts from the weights of the first and is trained further, with one thing more: it is told the class, and in one case of ten the class "unknown" in its place. So it can be asked twice about one noisy picture, with the class and without. *Guidance* starts from the answer without the class and goes in the direction of the answer with it, and further ({eq}`eq:cfg`; a later part derives it). Scale 1 is the answer with the class, as it is; we also take the scale {number}`06_mnist:guidance_scale|.1f`. A guided step asks the network twice, so we draw only {number}`06_mnist:asked|.0f` digits each way, equally many of each class.
 #
-# To check the answers we need someone who had no part in the training, nor in the FD: a classifier of another architecture, a transformer on patches. The aim is that it agrees on at least 95 %; we hold the guided samples to it and report the others as they come. Both sheets start from the same noise. Before looking: in which one do you expect fewer wrong digits, and in which one the larger variety?
+# To check the answers we need someone who had no part in the training, nor in the FD: a classifier of another architecture, a transformer on patches. The aim, set before the training: it agrees on at least 95 %. Both sheets start from the same noise. Before looking: in which one do you expect fewer wrong digits, and in which one the larger variety?
 
 
 # %%

@@ -303,7 +303,7 @@ print("check passed: the corner agrees with the committed grid")
 #
 # FD is the Fréchet distance to held-out digits in the features of a small classifier, the smaller the better. The grey line is the floor: what training digits get at the same count. Before looking: which arm do you expect to be best at ten steps? And at a thousand, where all that add noise have nearly the same variance?
 
-# %% mystnb={"image": {"alt": "Two panels, small digits and MNIST: distance against number of steps on logarithmic axes, one curve for each choice of the noise, with bars for the range of three seeds, and a grey line for the floor. All curves fall steeply from 5 to 10 steps; from 20 steps on they lie near the floor."}, "figure": {"name": "fig-few-grid", "caption": "Quality against steps, means of three seeds with their range (of 1000 steps one seed). The fewer the steps, the more the choice of the noise counts; with many steps all arms come close to the floor. Lines of one colour belong together: the two fixed variances; the analytic number under DDPM and under DDIM; the learned range as a head and as a network of its own (hybrid)."}}
+# %% mystnb={"image": {"alt": "Two panels, small digits and MNIST: distance against number of steps on logarithmic axes, one curve for each choice of the noise, with bars for the range of three seeds, and a grey line for the floor. All curves fall steeply from 5 to 10 steps. On the small digits they lie near the floor from 10 steps on, and so do, from 20 steps on, those with fresh noise on MNIST; there the two DDIM curves stay at more than twice the floor."}, "figure": {"name": "fig-few-grid", "caption": "Quality against steps, means of three seeds with their range (of 1000 steps one seed). The fewer the steps, the more the size of the noise counts; with many steps all arms that add noise are alike. On the small digits DDIM is as good as they are, on MNIST it stays behind. Lines of one colour belong together: the two fixed variances; the analytic number under DDPM and under DDIM; the learned range as a head and as a network of its own (hybrid)."}}
 fig, axes = plt.subplots(1, 2, figsize=(9.2, 3.6))
 for ax, data in zip(axes, grids, strict=True):
     for arm, style in STYLES.items():
@@ -351,6 +351,7 @@ def ratio(data, above, below):
 
 
 long = ("beta-tilde", 1000)
+flow = {data: ratio(data, ("ddim", 50), ("beta-tilde", 50)) for data in grids}
 judged = {data: ratio(data, ("ddim", 20), long) for data in grids}
 claims = {
     "DDIM beats DDPM at 10 steps": {d: ratio(d, ("beta-tilde", 10), ("ddim", 10)) for d in grids},
@@ -375,7 +376,9 @@ for data in grids:
 alike = ("ddim", "beta-tilde", "beta", "analytic", "analytic-ddim", "npr")
 at_fifty = max(mean(over_seeds("digits", arm, 50)) for arm in alike)
 note("reached_50", [at_fifty / find("digits", "floor")[0]["fd"]])
-assert max(judged["mnist"]) < 1.5 and numbers["reached_50"]["value"] < 1.5  # the mark
+for data, found in judged.items():
+    print(f"the mark of 1.5: {'reached' if max(found) < 1.5 else 'missed'} on {data}")
+assert numbers["reached_50"]["value"] < 1.5
 for key, low, high in (("precision", "beta", "beta-tilde"), ("recall", "beta-tilde", "beta")):
     assert max(over_seeds("digits", low, 10, key)) < min(over_seeds("digits", high, 10, key))
 for claim, found in claims.items():
@@ -385,7 +388,7 @@ for claim, found in claims.items():
     print(f"{claim}: digits {words['digits']}, MNIST {words['mnist']}")
 
 # %% [markdown]
-# Each line above compares two arms seed by seed. A claim *holds* here if it is right with each of the three seeds, *fails* if it is wrong with each, and is *open* otherwise. {ref}`sec-few-measured` prints the ratios. The mark that we had set ourselves: DDIM with 20 steps, at most 1.5 times the distance of DDPM with 1000. With the first seed, which alone walked all thousand steps, it is {number}`07_fewer_steps:ratio_mnist_ddim_20_beta_tilde_1000|.2f` on MNIST and {number}`07_fewer_steps:ratio_digits_ddim_20_beta_tilde_1000|.2f` on the small digits. The network that drew MNIST ran in bfloat16; in {number}`07_fewer_steps:float32_cells|.0f` cells that the script drew in float32 too, FD differs by {number}`07_fewer_steps:float32_away|.1%` at most.
+# Each line above compares two arms seed by seed. A claim *holds* here if it is right with each of the three seeds, *fails* if it is wrong with each, and is *open* otherwise. {ref}`sec-few-measured` prints the ratios. The mark that we had set ourselves: DDIM with 20 steps, at most 1.5 times the distance of DDPM with 1000. On MNIST we miss it. With the first seed, which alone walked all thousand steps, it is {number}`07_fewer_steps:ratio_mnist_ddim_20_beta_tilde_1000|.2f` on MNIST and {number}`07_fewer_steps:ratio_digits_ddim_20_beta_tilde_1000|.2f` on the small digits. More steps are no remedy: with 50 the ratio of DDIM to DDPM is still {number}`07_fewer_steps:ratio_mnist_ddim_50_beta_tilde_50|.2f` on MNIST (mean of three seeds). The network that drew MNIST ran in bfloat16; in {number}`07_fewer_steps:float32_cells|.0f` cells that the script drew in float32 too, FD differs by {number}`07_fewer_steps:float32_away|.1%` at most.
 #
 # ## Grain
 #
@@ -422,7 +425,7 @@ print("check passed: without the cap the ground is not black")
 #
 # The bound on the negative log-likelihood of held-out digits, for every arm that has one. {eq}`eq:variance-price` says what to expect: $\tilde\beta$ is far too small on long steps, and the bound punishes that without end. (Small digits: nats a dimension, of a density; their grey values are sixteenths, so the decoder for 8-bit values does not apply. MNIST: bits a dimension, of the 8-bit values.)
 
-# %% mystnb={"image": {"alt": "Bound against number of steps for the small digits, on a scale that is linear near zero and logarithmic above. The curve of beta-tilde starts in the hundreds; the others lie close together near zero and fall slowly."}, "figure": {"name": "fig-few-bounds", "caption": "The bound on held-out small digits. With few steps $\\tilde\\beta$ pays hundreds of nats a dimension; the learned and the computed variances keep the bound low."}}
+# %% mystnb={"image": {"alt": "Bound against number of steps for the small digits, on a scale that is linear near zero and logarithmic above. The curve of beta-tilde starts in the hundreds, those of the learned range, SN and hybrid near 40; analytic, beta and NPR start near zero. From 50 steps on the range, SN and hybrid are lowest."}, "figure": {"name": "fig-few-bounds", "caption": "The bound on held-out small digits. With few steps $\\tilde\\beta$ pays hundreds of nats a dimension. The computed variance, $\\beta$ and NPR keep the bound low at once; the learned range, SN and hybrid need 20 steps, and are best from 50 on."}}
 fig, ax = plt.subplots(figsize=(5.6, 3.2))
 for arm in ("beta-tilde", "beta", "analytic", "range", "sn", "npr", "hybrid"):
     rows = sorted(find("digits", "bound", arm=arm), key=lambda row: row["K"])
@@ -448,14 +451,21 @@ for data in grids:
     assert all(
         g < -5 * at_ten[a]["more_se"] for g, a in zip(gap, ("beta", "analytic"), strict=True)
     )
+for K in (10, 20, 50):
+    on_mnist = {row["arm"]: row["bound"] for row in find("mnist", "bound", K=K)}
+    assert min(on_mnist, key=on_mnist.get) == "npr"
+for K, best in ((10, "analytic"), (50, "range")):
+    on_digits = {row["arm"]: row["bound"] for row in find("digits", "bound", K=K)}
+    assert min(on_digits, key=on_digits.get) == best
+    assert (on_digits["sn"] < on_digits["analytic"]) == (K == 50)
 print("check passed: at ten steps the bounds are in the order analytic, beta, beta-tilde")
 
 # %% [markdown]
-# With ten steps, in nats a dimension on the small digits: analytic {number}`07_fewer_steps:bound_digits_analytic_10|.2f`, $\beta$ {number}`07_fewer_steps:bound_digits_beta_10|.2f`, $\tilde\beta$ {number}`07_fewer_steps:bound_digits_beta_tilde_10|.0f`. With a thousand steps the three are {number}`07_fewer_steps:bound_digits_analytic_1000|.2f`, {number}`07_fewer_steps:bound_digits_beta_1000|.2f` and {number}`07_fewer_steps:bound_digits_beta_tilde_1000|.2f`. SN, NPR and the learned range have {number}`07_fewer_steps:bound_digits_sn_10|.2f`, {number}`07_fewer_steps:bound_digits_npr_10|.2f` and {number}`07_fewer_steps:bound_digits_range_10|.2f` with ten steps; hybrid, another network, {number}`07_fewer_steps:bound_digits_hybrid_10|.2f`. One variance for each entry is worth more here than any choice of one number a step.
+# With ten steps, in nats a dimension on the small digits: analytic {number}`07_fewer_steps:bound_digits_analytic_10|.2f`, $\beta$ {number}`07_fewer_steps:bound_digits_beta_10|.2f`, $\tilde\beta$ {number}`07_fewer_steps:bound_digits_beta_tilde_10|.0f`. With a thousand steps the three are {number}`07_fewer_steps:bound_digits_analytic_1000|.2f`, {number}`07_fewer_steps:bound_digits_beta_1000|.2f` and {number}`07_fewer_steps:bound_digits_beta_tilde_1000|.2f`. SN, NPR and the learned range have {number}`07_fewer_steps:bound_digits_sn_10|.2f`, {number}`07_fewer_steps:bound_digits_npr_10|.2f` and {number}`07_fewer_steps:bound_digits_range_10|.2f` with ten steps; hybrid, another network, {number}`07_fewer_steps:bound_digits_hybrid_10|.2f`. So on such long steps one variance for each entry is worth less than one good number for all; with 50 steps it is worth more: {number}`07_fewer_steps:bound_digits_range_50|.2f` for the learned range, {number}`07_fewer_steps:bound_digits_sn_50|.2f` for SN, {number}`07_fewer_steps:bound_digits_analytic_50|.2f` for analytic. A head that is a little too small pays as $\tilde\beta$ does. On MNIST NPR is best at 10, 20 and 50 steps.
 #
 # ## Back to the noise
 #
-# DDIM can be run backwards. Held-out digits are encoded ({eq}`eq:encode`) and decoded with the same stops. {eq}`eq:round-trip` says that the error falls like one over the number of steps. Expect a line of slope -1 on the right.
+# DDIM can be run backwards. Held-out digits are encoded ({eq}`eq:encode`) and decoded with the same stops. {eq}`eq:round-trip` says that the error falls like one over the number of steps, if the network's answer changes smoothly along the way. Expect a line of slope -1 on the right. Does it stay straight?
 
 # %%
 held = md.data.split(*md.data.mnist5k(), 1000).held_x[:6]
@@ -469,7 +479,7 @@ def there_and_back(K):
 
 trips = {K: there_and_back(K) for K in ((5, 20, 100) if as_printed else (5,))}
 
-# %% mystnb={"image": {"alt": "Left: rows of six digits, the originals and what comes back after 5, 20 and 100 steps; with 5 some are other digits, the last row looks like the first. Right: error against steps on logarithmic axes for both data sets, near a line of slope -1."}, "figure": {"name": "fig-few-inversion", "caption": "Encoding and decoding without any training of an encoder. Left: originals, and what comes back with 5, 20 and 100 steps. Right: the error falls roughly like 1/K (grey line)."}}
+# %% mystnb={"image": {"alt": "Left: rows of six digits, the originals and what comes back after 5, 20 and 100 steps; with 5 some are other digits, the last row looks like the first. Right: error against steps on logarithmic axes for both data sets, near a line of slope -1 for MNIST; for the small digits it bends and is nearly flat from 200 steps on."}, "figure": {"name": "fig-few-inversion", "caption": "Encoding and decoding without any training of an encoder. Left: originals, and what comes back with 5, 20 and 100 steps. Right: on MNIST the error falls like 1/K (grey line); on the small digits it levels off."}}
 fig, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3))
 md.plots.images(left, torch.cat([held, *(back for _, back in trips.values())]), columns=6)
 for data, style in (("digits", "C0-o"), ("mnist", "C1-o")):
@@ -487,20 +497,23 @@ right.set_xlabel("steps")
 right.set_ylabel("error after the round trip")
 right.legend()
 # %% tags=["nbval-check-output"]
-for data, ends in (("digits", (20, 1000)), ("mnist", (10, 100))):
+error_digits = {row["K"]: row["rmse"] for row in find("digits", "inversion")}
+for data, ends in (("digits", (5, 50)), ("mnist", (10, 100))):
     error = {row["K"]: row["rmse"] for row in find(data, "inversion")}
     slope = math.log(error[ends[1]] / error[ends[0]]) / math.log(ends[1] / ends[0])
     numbers[f"slope_{data}"] = {"value": slope, "band": [-1.3, -0.5]}
     numbers[f"rmse_{data}_10"] = {"value": error[10], "band": [0.01, 0.6]}
     numbers[f"rmse_{data}_100"] = {"value": error[100], "band": [0.002, 0.15]}
     assert -1.3 < slope < -0.5 and error[100] < error[10] / 3
+numbers["rmse_digits_1000"] = {"value": error_digits[1000], "band": [0.002, 0.1]}
+assert error_digits[1000] > error_digits[100] / 3  # far from a tenth
 if as_printed:
     code = trips[100][0]
     numbers["code_variance"] = {"value": float(code.var()), "band": [0.1, 1.0]}
-print("check passed: the error falls with the number of steps, roughly like one over it")
+print("check passed: the error falls with the number of steps, on small digits to a level")
 
 # %% [markdown]
-# The slope is {number}`07_fewer_steps:slope_digits|.2f` on the small digits and {number}`07_fewer_steps:slope_mnist|.2f` on MNIST. With 10 steps the picture that comes back is off by {number}`07_fewer_steps:rmse_mnist_10|.2f` an entry, with 100 by {number}`07_fewer_steps:rmse_mnist_100|.3f`. We had expected codes that look like noise. They do not quite: their variance is {number}`07_fewer_steps:code_variance|.2f`, where standard normal noise has 1. The likely reason: a clean digit is a point without any noise, in the very middle of what the network saw at step 1, and a flow keeps the middle in the middle ({eq}`eq:flow-gaussian`), so that the black ground comes out too quiet.
+# The slope is {number}`07_fewer_steps:slope_mnist|.2f` on MNIST from 10 to 100 steps. On the small digits it is {number}`07_fewer_steps:slope_digits|.2f` from 5 to 50, and then the curve levels off: {number}`07_fewer_steps:rmse_digits_100|.3f` with 100 steps, {number}`07_fewer_steps:rmse_digits_1000|.3f` with 1000. The likely reason is the data end: from step 1 to step 2 of the table the ratio of noise to signal grows by almost half, so even the full grid is coarse there. With 10 steps the picture that comes back is off by {number}`07_fewer_steps:rmse_mnist_10|.2f` an entry, with 100 by {number}`07_fewer_steps:rmse_mnist_100|.3f`. We had expected codes that look like noise. They do not quite: their variance is {number}`07_fewer_steps:code_variance|.2f`, where standard normal noise has 1. The likely reason: a clean digit is a point without any noise, in the very middle of what the network saw at step 1, and a flow keeps the middle in the middle ({eq}`eq:flow-gaussian`), so that the black ground comes out too quiet.
 #
 # **Between two digits.** A code can be mixed. We go from the code of one held-out digit to that of another along a circle (so that the length stays that of the codes), and decode each stop. Below: the same two digits mixed pixel by pixel.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import base64
 import importlib.util
+import io
 import json
 import os
 import re
@@ -20,12 +22,15 @@ import check
 import colab_cell
 import freeze
 import mathlint
+import nbformat
+import numpy as np
 import pytest
 import run_notebooks
 import set_repository
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -501,6 +506,27 @@ def test_numbers_must_lie_in_their_bands(entry, complaint):
 
 def test_a_lab_without_numbers_is_refused():
     assert run_notebooks.check_numbers({}) and run_notebooks.check_numbers([1])
+
+
+def test_pictures_are_stored_with_few_colours():
+    """A grey picture becomes smaller and stays the same; where colours would change, all stays."""
+    rows, columns = np.mgrid[:90, :120]
+    noise = np.random.default_rng(0).integers(0, 256, rows.shape)
+    grey = np.stack([noise] * 3, -1).astype(np.uint8)
+    slope = np.stack([2 * rows, 2 * columns, rows + columns], -1).astype(np.uint8)
+    stored = {}
+    for name, picture in (("grey", grey), ("slope", slope)):
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "PNG")
+        png = base64.b64encode(file.getvalue()).decode()
+        output = nbformat.v4.new_output("display_data", {"image/png": png})
+        cell = nbformat.v4.new_code_cell(outputs=[output])
+        nb = run_notebooks.palette(nbformat.v4.new_notebook(cells=[cell]))
+        stored[name] = base64.b64decode(nb.cells[0].outputs[0].data["image/png"])
+        again = np.asarray(Image.open(io.BytesIO(stored[name])).convert("RGB"))
+        assert (again == picture).all()
+        assert len(stored[name]) < len(file.getvalue()) or name == "slope"
+    assert Image.open(io.BytesIO(stored["grey"])).mode == "P"
 
 
 PAGE = '<span class="math notranslate">\\({}\\)</span>'
