@@ -80,7 +80,6 @@ def cells_of(data: str, seeds: list[int]) -> list[Cell]:
         few += [("bound", "all", K, 0) for K in (10, 5, 20, 50, 100)]
         few += [("inversion", "ddim", K, 0) for K in (5, 10, 20, 50, 100, 200, 500, 1000)]
         few += sampled(["beta-tilde", "ddim"], (1000,), seeds[:1])
-        few += [("bound", "all", 1000, 0)]
     else:
         few += [("float32", a, K, seeds[0]) for a in WHOLE for K in (10, 20)]
         few += [("part", "ddim", 10, 0)]
@@ -224,7 +223,7 @@ class Bench:
         decoder = (
             md.likelihood.discretised_decoder if eight_bits else md.likelihood.gaussian_decoder
         )
-        x0 = self.split.held_x[: min(500 if K < 1000 else 100, self.count)]
+        x0 = self.split.held_x[: min(500, self.count)]
         unit = x0[0].numel() * (torch.tensor(2.0).log().item() if eight_bits else 1)
         totals = {}
         for arm in [a for a in BOUNDED if self.data == "digits" or a != "hybrid"]:
