@@ -381,7 +381,8 @@ alike = ("ddim", "beta-tilde", "beta", "analytic", "analytic-ddim", "npr")
 at_fifty = max(mean(over_seeds("digits", arm, 50)) for arm in alike)
 note("reached_50", [at_fifty / find("digits", "floor")[0]["fd"]])
 for data, found in judged.items():
-    print(f"the mark of 1.5: {'reached' if max(found) < 1.5 else 'missed'} on {data}")
+    word = "reached" if max(found) < 1.5 else "missed" if min(found) > 1.5 else "open"
+    print(f"the mark of 1.5: {word} on {data}")
 assert numbers["reached_50"]["value"] < 1.5
 for key, low, high in (("precision", "beta", "beta-tilde"), ("recall", "beta-tilde", "beta")):
     assert max(over_seeds("digits", low, 10, key)) < min(over_seeds("digits", high, 10, key))
@@ -392,7 +393,7 @@ for claim, found in claims.items():
     print(f"{claim}: digits {words['digits']}, MNIST {words['mnist']}")
 
 # %% [markdown]
-# Each line above compares two arms seed by seed. A claim *holds* here if it is right with each of the three seeds, *fails* if it is wrong with each, and is *open* otherwise. {ref}`sec-few-measured` prints the ratios. The mark that we had set ourselves: DDIM with 20 steps, at most 1.5 times the distance of DDPM with 1000. On MNIST we miss it: it is {number}`07_fewer_steps:ratio_mnist_ddim_20_beta_tilde_1000_low|.2f` and {number}`07_fewer_steps:ratio_mnist_ddim_20_beta_tilde_1000_high|.2f` with the two seeds that walked all thousand steps, and {number}`07_fewer_steps:ratio_digits_ddim_20_beta_tilde_1000|.2f` on the small digits, with one seed. More steps are no remedy: with 50 the ratio of DDIM to DDPM is still {number}`07_fewer_steps:ratio_mnist_ddim_50_beta_tilde_50|.2f` on MNIST (mean of three seeds, which go from {number}`07_fewer_steps:ratio_mnist_ddim_50_beta_tilde_50_low|.2f` to {number}`07_fewer_steps:ratio_mnist_ddim_50_beta_tilde_50_high|.2f`). The network that drew MNIST ran in bfloat16; in {number}`07_fewer_steps:float32_cells|.0f` cells that the script drew in float32 too, FD differs by {number}`07_fewer_steps:float32_away|.1%` at most.
+# Each line above compares two arms seed by seed. A claim *holds* here if it is right with each of the three seeds, *fails* if it is wrong with each, and is *open* otherwise. {ref}`sec-few-measured` prints the ratios. The mark that we had set ourselves: DDIM with 20 steps, at most 1.5 times the distance of DDPM with 1000. On MNIST that is open: it is {number}`07_fewer_steps:ratio_mnist_ddim_20_beta_tilde_1000_low|.2f` and {number}`07_fewer_steps:ratio_mnist_ddim_20_beta_tilde_1000_high|.2f` with the two seeds that walked all thousand steps, and {number}`07_fewer_steps:ratio_digits_ddim_20_beta_tilde_1000|.2f` on the small digits, with one seed. FD scatters much between seeds, and two are few. With 50 steps for both, the ratio of DDIM to DDPM is {number}`07_fewer_steps:ratio_mnist_ddim_50_beta_tilde_50|.2f` on MNIST (mean of three seeds, which go from {number}`07_fewer_steps:ratio_mnist_ddim_50_beta_tilde_50_low|.2f` to {number}`07_fewer_steps:ratio_mnist_ddim_50_beta_tilde_50_high|.2f`). The network that drew MNIST ran in bfloat16; in {number}`07_fewer_steps:float32_cells|.0f` cells that the script drew in float32 too, FD differs by {number}`07_fewer_steps:float32_away|.1%` at most.
 #
 # ## Grain
 #
