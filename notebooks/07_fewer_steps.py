@@ -240,7 +240,7 @@ for ax, (K, (times, found)) in zip(axes[0], seen.items(), strict=True):
     ax.set_xlabel("step that the move leaves from")
 axes[0][0].set_ylabel(r"0 is $\tilde\beta$, 1 is $\beta$")
 axes[0][0].set_ylim(-0.3, 1.2)
-axes[0][-1].legend()
+axes[0][-1].legend();
 # %% tags=["nbval-check-output"]
 right = seen[10][1]["right"]
 numbers["share_noisy"] = {"value": right[0], "band": [0.1, 0.6]}
@@ -323,7 +323,7 @@ for ax, data in zip(axes, grids, strict=True):
     ax.set_xlabel("steps")
     ax.set_title({"digits": "digits, 8 x 8", "mnist": "MNIST, 28 x 28"}[data])
 axes[0].set_ylabel("FD to held-out digits")
-axes[0].legend(fontsize=7, ncols=2)
+axes[0].legend(fontsize=7, ncols=2);
 # %% tags=["nbval-check-output"]
 rounded = []  # the script draws MNIST with a network in bfloat16: what does that change?
 for row in find("mnist", "float32"):
@@ -440,7 +440,7 @@ ax.set_xscale("log")
 ax.set_yscale("symlog", linthresh=2)
 ax.set_xlabel("steps")
 ax.set_ylabel("bound, nats a dimension")
-ax.legend(loc="lower left", ncols=2, fontsize=7)
+ax.legend(loc="lower left", ncols=2, fontsize=7);
 # %% tags=["nbval-check-output"]
 for data in grids:
     for row in find(data, "bound"):
@@ -500,7 +500,7 @@ right.set_xscale("log")
 right.set_yscale("log")
 right.set_xlabel("steps")
 right.set_ylabel("error after the round trip")
-right.legend()
+right.legend();
 # %% tags=["nbval-check-output"]
 error_digits = {row["K"]: row["rmse"] for row in find("digits", "inversion")}
 for data, ends in (("digits", (5, 50)), ("mnist", (10, 100))):

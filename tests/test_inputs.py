@@ -204,9 +204,9 @@ TABLE_OF_MISTAKES = {
     "no projections": (
         lambda: md.metrics.sliced_wasserstein(X, X, projections=0), "projections=", "0", "at least 1"),
     "an odd embedding": (lambda: md.nets.sinusoidal(X, 7), "dim=", "7", "even"),
-    "an image of 30": (
-        lambda: md.nets.UNet(1, width=8)(torch.zeros(1, 1, 30, 30), torch.zeros(1)),
-        "x has shape", "30", "multiples of 4"),
+    "an image of three channels": (
+        lambda: md.nets.UNet(1, width=8)(torch.zeros(1, 3, 30, 30), torch.zeros(1)),
+        "x has shape", "3, 30", "1 channel"),
     "a class that is none": (
         lambda: md.nets.MLP(3, classes=2)(X, torch.zeros(2), torch.tensor([0, 7])), "cond", "7", "0 to 2"),
     "a condition for none": (

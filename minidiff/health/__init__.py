@@ -7,10 +7,11 @@ the sampling loop, the samples. So the first one that is not healthy says where 
 from .curves import curve, linear_error, native_factor, start_loss
 from .finding import Finding, report
 from .inputs import data, noising
-from .models import denoiser, errors, versus
+from .models import Errors, denoiser, errors, versus
 from .sampling import chain, sampler
 
 __all__ = [
+    "Errors",
     "Finding",
     "chain",
     "curve",

@@ -81,9 +81,9 @@ class UNet(nn.Module):
     """Predict an image from a noisy image, its time, and a condition where there is one.
 
     ``cond`` is None, a class for each image (with ``classes``), or tokens (with ``context``): a
-    Tensor ``(B, L, context)`` or a :class:`~minidiff.nets.Context`. None, the null class and a
-    token of zeros are "no condition"; see :func:`~minidiff.conditions.drop`. Height and width
-    may be any.
+    Tensor ``(B, L, context)`` or a :class:`~minidiff.nets.attention.Context`. None, the null
+    class and a token of zeros are "no condition"; see :func:`~minidiff.conditions.drop`. Height
+    and width may be any.
 
     Args:
         channels: Channels of the image.
