@@ -86,7 +86,6 @@ def cells_of(data: str, seeds: list[int]) -> list[Cell]:
         few += [("inversion", "ddim", K, 0) for K in (5, 10, 20, 50, 100)]
         few += [("bound", "all", K, 0) for K in (10, 20, 50)]
         few += sampled(plain, (5, 50), seeds[:1])
-        few += sampled(["beta-tilde"], (1000,), seeds[:1])
         few += sampled(plain, (20, 10, 5, 50), seeds[1:]) + sampled(LOOSE, (10,), seeds)
         few += sampled(["ddim", "beta-tilde"], (100,), seeds[:1])
         few += sampled(["beta-tilde"], (1000,), seeds[:2])

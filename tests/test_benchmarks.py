@@ -1,6 +1,7 @@
 """The overhead of the samplers, beside diffusers in the same process: ratios, no absolute times."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -95,3 +96,15 @@ def test_quality_after_a_budget():
     assert found["diffusers_fd"] == {"value": 3.0, "band": [2.0, 4.0], "seeds": 2}
     assert found["patched_fd_ratio"]["value"] == row["fd"] / 3
     assert found["patched_images_a_second_ratio"]["value"] == 1
+
+
+def test_record_of_quality():
+    """The committed record holds what chapter 06 says: more pictures, less distance, every seed."""
+    record = json.loads((FOLDER / "unet_quality.json").read_text())
+    assert record["numbers"] == quality.numbers(record["rows"])
+    by = {net: [r for r in record["rows"] if r["net"] == net] for net in quality.NETS}
+    ours, theirs = by["minidiff, patches of 2"], by["diffusers"]
+    assert [r["seed"] for r in ours] == [r["seed"] for r in theirs] == [0, 1, 2]
+    assert min(r["images_a_second"] for r in ours) > 1.3 * max(r["images_a_second"] for r in theirs)
+    assert max(r["fd"] for r in ours) < min(r["fd"] for r in theirs)
+    assert {round(r["seconds"]) for r in ours + theirs} == {record["budget"]}

@@ -501,6 +501,48 @@ def test_the_grid_was_made_with_the_shipped_weights(name):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == noted, model
 
 
+VERDICTS = {  # what section 7.7 says of each claim: (loser, winner, steps) on digits and on MNIST
+    ("beta-tilde", "ddim", 10): ("open", "open"),
+    ("beta-tilde", "ddim", 20): ("holds", "fails"),
+    ("beta-uncapped", "beta-tilde", 10): ("holds", "holds"),
+    ("beta", "beta-tilde", 10): ("holds", "holds"),
+    ("beta-tilde", "analytic", 10): ("open", "fails"),
+    ("beta", "analytic", 10): ("holds", "holds"),
+    ("ddim", "analytic-ddim", 10): ("holds", "open"),
+    ("analytic", "npr", 10): ("open", "fails"),
+    ("sn", "npr", 10): ("open", "holds"),
+}
+
+
+def fd_ratios(name, above, below):
+    """Return FD of one cell (arm, K) over that of another, for each seed that both have."""
+    fd = {tuple(r["cell"]): r["fd"] for r in committed(name)["rows"] if r["kind"] == "sample"}
+    pairs = [(fd.get(("sample", *above, s)), fd.get(("sample", *below, s))) for s in range(3)]
+    return [a / b for a, b in pairs if a is not None and b is not None]
+
+
+@pytest.mark.parametrize(("claim", "verdicts"), VERDICTS.items(), ids=str)
+def test_the_claims_of_the_page(claim, verdicts):
+    """Right with each of three seeds, wrong with each, or open."""
+    loser, winner, K = claim
+    for name, verdict in zip(GRIDS, verdicts, strict=True):
+        found = fd_ratios(name, (loser, K), (winner, K))
+        assert len(found) == 3
+        assert verdict == ("holds" if min(found) > 1 else "fails" if max(found) < 1 else "open")
+
+
+def test_twenty_steps_for_a_thousand():
+    """The mark of 1.5: kept on small digits, on both sides of it on MNIST, above it in the mean."""
+    assert (
+        len(small := fd_ratios("digits", ("ddim", 20), ("beta-tilde", 1000))) == 1
+        and small[0] < 1.5
+    )
+    low, high = sorted(fd_ratios("mnist", ("ddim", 20), ("beta-tilde", 1000)))
+    assert low < 1.5 < (low + high) / 2 < high
+    at_fifty = fd_ratios("mnist", ("ddim", 50), ("beta-tilde", 50))
+    assert min(at_fifty) < 1 < sum(at_fifty) / 3
+
+
 def test_the_script_goes_on_where_it_stopped(tmp_path):
     """A second call measures what is missing and leaves the rest as it was."""
     out = tmp_path / "grid.json"

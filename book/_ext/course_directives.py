@@ -124,10 +124,8 @@ class NumberRole(SphinxRole):
     def run(self):
         key, _, spec = self.text.partition("|")
         lab, _, name = key.strip().partition(":")
-        path = source.ROOT / "benchmarks" / f"{lab}.json"
-        facts = [f"from benchmarks/{lab}.py"]
-        if not path.is_file():
-            path, facts = source.ROOT / "notebooks" / f"{lab}.json", []
+        missing = source.ROOT / "notebooks" / f"{lab}.json"
+        path = next((p for p in source.records() if p.stem == lab), missing)
         self.env.note_dependency(str(path))
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -142,7 +140,9 @@ class NumberRole(SphinxRole):
                 location=self.get_location(),
             )
             return [nodes.inline(text="?")], []
-        facts = facts or [f"from lab {lab}, preset {data.get('preset', '?')}"]
+        facts = [f"from {path.parent.name}/{lab}.py"]
+        if "preset" in data:
+            facts = [f"from lab {lab}, preset {data['preset']}"]
         if "band" in entry:
             facts.append("band {} to {}".format(*entry["band"]))
         if seeds := entry.get("seeds", data.get("seeds")):

@@ -192,6 +192,13 @@ def rows(claims: Path = CLAIMS) -> list[Row]:
     return found
 
 
+def records(root: Path = ROOT) -> list[Path]:
+    """Return the committed results of runs, labs first: NAME.json beside NAME.py."""
+    folders = (root / "notebooks", root / "benchmarks")
+    found = [path for folder in folders for path in sorted(folder.glob("*.json"))]
+    return [p for p in found if p.with_suffix(".py").is_file()]
+
+
 def pages(root: Path = ROOT) -> list[Path]:
     """Return the sources of all pages: chapters (.md) and labs (.py)."""
     return sorted((root / "book").glob("*.md")) + sorted((root / "notebooks").glob("*.py"))

@@ -150,13 +150,10 @@ class LedgerDirective(SphinxDirective):
         out = []
         for path in sorted((source.ROOT / "minidiff").rglob("*.py")):
             self.env.note_dependency(str(path))
-        records = [
-            p for f in ("notebooks", "benchmarks") for p in sorted((source.ROOT / f).glob("*.json"))
-        ]
-        for path in records:
+        for path in source.records():
             self.env.note_dependency(str(path))
             data = json.loads(path.read_text(encoding="utf-8"))
-            if not path.with_suffix(".py").is_file() or "numbers" not in data:
+            if "numbers" not in data:
                 continue
             body = []
             for name, entry in data["numbers"].items():
