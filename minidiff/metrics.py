@@ -7,6 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .scoring import crps_ensemble as crps_ensemble
+from .scoring import crps_fair as crps_fair
+from .scoring import crps_quantile as crps_quantile
+from .scoring import crps_sum as crps_sum
+from .scoring import energy_score as energy_score
+from .scoring import energy_score_fair as energy_score_fair
+from .scoring import interval_coverage as interval_coverage
+from .scoring import rank_histogram as rank_histogram
 from .tensors import check_data, randn
 
 EXACT = "donot_use_mm_for_euclid_dist"  # torch's default rounds small distances badly

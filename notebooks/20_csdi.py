@@ -114,11 +114,11 @@ STRATEGIES = {
     "random or block": targets.mixed_targets(targets.random_targets, block),
 }
 masks = {
-    name: hide(shown.observed, md.tensors.seeded(1, i))
+    name: hide(shown.observed, md.tensors.seeded(8, i))
     for i, (name, hide) in enumerate(STRATEGIES.items())
 }
 
-# %% mystnb={"image": {"alt": "Four columns of three windows, 15 channels by 24 hours, in three colours. Random: orange cells everywhere, a few in one window and most in another. Historical: few orange cells, in runs along single channels. Block: one orange rectangle, five channels high. Random or block: some windows of either kind. Grey cells, never observed, are the same in a row of panels."}, "figure": {"name": "fig-csdi-masks", "caption": "What four strategies hide in three windows of real weather. Green: shown to the network. Orange: hidden, and scored. Grey: never observed, so neither shown nor scored. Random hides any share from none to all. Historical hides where another window has gaps. Block takes a whole airport away for hours. The shipped network learned from the last column."}}
+# %% mystnb={"image": {"alt": "Four columns of three windows, 15 channels by 24 hours, in three colours. Random: scattered orange cells, many in the first window and few in the second. Historical: few orange cells, in runs along single channels. Block: one orange rectangle, five channels high. Random or block: some windows of either kind. Grey cells, never observed, are the same in a row of panels."}, "figure": {"name": "fig-csdi-masks", "caption": "What four strategies hide in three windows of real weather. Green: shown to the network. Orange: hidden, and scored. Grey: never observed, so neither shown nor scored. Random hides any share from none to all. Historical hides where another window has gaps. Block takes a whole airport away for hours. The shipped network learned from the last column."}}
 fig, axes = plt.subplots(3, 4, figsize=(8.4, 4.2), sharex=True, sharey=True)
 colours = ListedColormap(["#d9d9d9", md.plots.PREDICTION, md.plots.KNOWN])
 for column, (name, known) in zip(axes.T, masks.items(), strict=True):
@@ -152,7 +152,7 @@ print("check passed: each strategy hides its share")
 #
 # ## One gap, filled many times
 #
-# The shipped network `weather-csdi` has seen days 1 to 19 of every month, cut into {number}`20_csdi:train_windows|.0f` overlapping windows. We take test windows, from day 22 on, and hide the same things as the script: twelve hours of one airport (*block*), half of all values (*random*), or nine tenths of them (*sparse*). First one block at Kennedy. The other two airports are some 15 and 35 kilometres away. Which of the five quantities will the network be sure of? Which not?
+# The shipped network `weather-csdi` has seen days 1 to 19 of every month, cut into {number}`20_csdi:train_windows|.0f` overlapping windows. We take test windows, from day 22 on, and hide the same things as the script: twelve hours of one airport (*block*), half of all values (*random*), or nine tenths of them (*sparse*). First one block at Kennedy. The other two airports are within 35 kilometres. Which of the five quantities will the network be sure of? Which not?
 
 # %%
 test = parts.cut(parts.test, weather.DAY, stride=weather.DAY)
@@ -187,7 +187,7 @@ kennedy = Windows(*(part[31:32] for part in test))
 hole = hidden("block", Windows(*(part[:32] for part in test)))[31:]
 filled = draw(csdi.impute, model, kennedy, hole, 100 if as_printed else 4)
 
-# %% mystnb={"image": {"alt": "Five panels, one quantity of Kennedy airport each, over 24 hours. Green dots before hour 6 and from hour 18 on. Between them an orange fan of imputations, in a dark and a light band, with three thin sample paths, and the true values as blue dots. The fan is narrow for temperature, dew point and pressure and wide for the wind."}, "figure": {"name": "fig-csdi-fan", "caption": "Kennedy airport is silent for twelve hours. Green: what the network was shown of Kennedy; it also saw the other two airports. Orange: the middle 50 % and 90 % of a hundred imputations, and three of them. Blue: what really happened. The answer is not a line but a distribution, wide where the neighbours do not help."}}
+# %% mystnb={"image": {"alt": "Five panels, one quantity of Kennedy airport each, over 24 hours. Green dots before hour 6 and from hour 18 on. Between them an orange fan of imputations, in a dark and a light band, with three thin sample paths, and the true values as blue dots. The fan is very narrow for the pressure, wider for temperature, dew point and humidity, and widest for the wind."}, "figure": {"name": "fig-csdi-fan", "caption": "Kennedy airport is silent for twelve hours. Green: what the network was shown of Kennedy; it also saw the other two airports. Orange: the middle 50 % and 90 % of a hundred imputations, and three of them. Blue: what really happened. The answer is not a line but a distribution, wide where the neighbours do not help."}}
 fig, axes = plt.subplots(1, 5, figsize=(11, 2.5))
 hour = torch.arange(24)
 real = parts.scaling.undo(kennedy.values)[0]
@@ -462,8 +462,10 @@ print("check passed: few samples cost about 1/S")
 # A small network of the same kind, five channels of Kennedy only, learns from nothing. It starts with the answer 0, and its loss at 1. It is scored on test windows with half of the values hidden, by the exact CRPS without bias ({eq}`eq:crps-fair`), because ten samples have to do; the straight line scores its mean absolute error. How many updates until it beats the line? (One run, one seed: this shows a training, it proves nothing about trainings. At `gpu` it is the full network on all channels, and for longer than the shipped one.)
 
 # %%
-WIDTH, BLOCKS, BATCH = (64, 4, 64) if PRESET == "gpu" else (32, 2, 16)
-updates = {"smoke": 2, "cpu": 600, "gpu": 20_000}[PRESET]
+WIDTH, BLOCKS, HEADS, BATCH, RATE = (
+    (64, 4, 8, 64, 2e-3) if PRESET == "gpu" else (16, 2, 2, 32, 8e-3)
+)
+updates = {"smoke": 2, "cpu": 1500, "gpu": 20_000}[PRESET]
 stops = sorted({max(updates // 6, 1), max(updates // 2, 1), updates})
 
 
@@ -475,15 +477,17 @@ def prepare(series, channels):
     return cut(rows=parts.train), cut(rows=parts.test, stride=weather.DAY)
 
 
-def fresh(channels):
+def fresh(channels, dropout=0.1 if PRESET == "gpu" else 0.0):
     """Make a network with new weights."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        net = md.nets.SeriesTransformer(channels, width=WIDTH, blocks=BLOCKS, heads=4)
+        net = md.nets.SeriesTransformer(
+            channels, width=WIDTH, blocks=BLOCKS, heads=HEADS, dropout=dropout
+        )
     return md.Denoiser(net, table, "eps").to(device)
 
 
-def train(student, ema, batch, hide=targets.random_targets):
+def teach(student, ema, batch, hide=targets.random_targets):
     """Yield after each update; the rate falls like a cosine."""
 
     def loss(part, rng):
@@ -491,7 +495,7 @@ def train(student, ema, batch, hide=targets.random_targets):
         return csdi.loss(student, part, hide, times=md.losses.low_discrepancy_times, rng=rng)
 
     def rate(k):
-        return 1e-3 * min(1, (k + 1) / 50) * (1 + math.cos(math.pi * k / updates))
+        return RATE * min(1, (k + 1) / 50) * (1 + math.cos(math.pi * k / updates)) / 2
 
     feed = md.data.batches(tuple(batch), BATCH, seed=0)
     return md.train(loss, student, feed, steps=updates, lr=rate, ema=ema)
@@ -513,14 +517,14 @@ half = hidden("random", probe)
 student = fresh(learn.values.shape[2])
 ema = md.EMA(student, 0.98 if PRESET != "gpu" else 0.999)
 losses, reached = [], {}
-for step in tqdm(train(student, ema, learn), total=updates, desc="training"):
+for step in tqdm(teach(student, ema, learn), total=updates, desc="training"):
     losses.append(step.loss)
     if step.index in stops:
         reached[step.index] = judge(ema.model.eval(), probe, half)
 line = baselines.interpolate(probe.values, probe.observed & ~half, 0.0)
 line = float((line - torch.where(half, probe.values, 0)).abs()[half].mean())
 
-# %% mystnb={"image": {"alt": "Left: training loss of a small network, from 1 down to a few tenths, with much scatter. Right: its score at three points of the training, and a grey line for the straight line between neighbours."}, "figure": {"name": "fig-csdi-small", "caption": "A small network learns to fill gaps of five channels. Left: the loss starts at 1, the score of the answer 0, and scatters because each batch hides another share and draws other times. Right: the score on test windows; grey is the straight line."}}
+# %% mystnb={"image": {"alt": "Left: training loss of a small network, from 1 down to about 0.2, with much scatter. Right: its score at three points of the training; the first lies above the grey line of the straight line between neighbours, the last below it."}, "figure": {"name": "fig-csdi-small", "caption": "A small network learns to fill gaps of five channels. Left: the loss starts at 1, the score of the answer 0, and scatters because each batch hides another share and draws other times. Right: the score on test windows. Early on a straight line (grey) is better; at the end the network is."}}
 fig, (left, right) = plt.subplots(1, 2, figsize=(7.4, 2.6))
 md.plots.loss_curve(left, losses)
 left.set_ylim(0, 1.2)
@@ -540,7 +544,7 @@ for name, at_stop in zip(("early", "middle", "end"), stops, strict=False):
 if as_printed:
     tail = sum(losses[-50:]) / 50
     numbers["small_last_loss"] = {"value": tail, "band": [0.7 * tail, 1.3 * tail]}
-    assert reached[updates] < reached[stops[0]] and tail < 0.6 * losses[0]
+    assert reached[updates] < line < reached[stops[0]] and tail < 0.4 * losses[0]
 print("check passed: the small network learns")
 
 # %% [markdown]
@@ -568,7 +572,7 @@ if PRESET == "gpu" and PHYSIONET:
     learn, probe = patients(PHYSIONET)
     student = fresh(35)
     ema = md.EMA(student, 0.999)
-    losses = [s.loss for s in tqdm(train(student, ema, learn), total=updates, desc="patients")]
+    losses = [s.loss for s in tqdm(teach(student, ema, learn), total=updates, desc="patients")]
     tenth = probe.observed & (torch.rand(probe.values.shape, generator=md.tensors.seeded(4)) < 0.1)
     shown_part = probe.observed & ~tenth
     samples = csdi.impute(

@@ -34,6 +34,7 @@ from minidiff.data import Windows
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+CORNER = 8  # windows of the small task
 Cell = tuple[str, str, int, int]  # task, method, steps, seed
 
 
@@ -60,7 +61,7 @@ def hidden(name: str, batch: Windows, seed: int = 0) -> Task:
     return Task(batch, observed & ~hide, observed & hide)
 
 
-Fill = Callable[[Task, int, int], Tensor]  # (task, steps, seed) -> samples (S, B, L, K)
+Fill = Callable[[str, int, int], Tensor]  # (task, steps, seed) -> samples (S, B, L, K)
 
 
 class Imputation:
@@ -74,24 +75,42 @@ class Imputation:
         batch = self.data.cut(self.data.test, weather.DAY, stride=weather.DAY)
         self.batch = Windows(*(part[:windows] for part in batch))
         self.ways: dict[str, Fill] = {
-            "last": lambda task, *_: baselines.last_value(*self.seen(task), 0.0)[None],
-            "linear": lambda task, *_: baselines.interpolate(*self.seen(task), 0.0)[None],
+            "last": lambda name, *_: baselines.last_value(*self.seen(self.task(name)[0]), 0.0)[
+                None
+            ],
+            "linear": lambda name, *_: baselines.interpolate(*self.seen(self.task(name)[0]), 0.0)[
+                None
+            ],
             "gaussian": self.gaussian,
             "csdi": self.csdi,
+            "published": self.published,
             "replacement": self.replacement,
         }
-        self.needs = {"csdi": "weather-csdi", "replacement": "weather-blind"}
+        blind, shown = "weather-blind", "weather-csdi"
+        self.needs = {"csdi": shown, "published": shown, "replacement": blind}
         self.kept: dict[str, Any] = {}
 
     def cells(self, seeds: list[int]) -> list[Cell]:
-        """List the grid, what matters first; point methods have neither steps nor seeds."""
-        tasks = ("random", "block", "sparse")
-        plain = [(t, w, 0, 0) for t in tasks for w in ("last", "linear", "gaussian")]
-        whole = [
-            (t, w, weather.STEPS, seeds[0]) for w in ("csdi", "replacement") for t in tasks[:2]
+        """List the grid, what matters first; what is not drawn has neither steps nor seeds."""
+        tasks, all_, seed = ("random", "block", "sparse"), weather.STEPS, seeds[0]
+        networks = ("csdi", "published", "replacement")
+        return [
+            *((t, w, 0, 0) for t in tasks for w in ("last", "linear", "gaussian")),
+            *(("corner", w, all_, seed) for w in networks),
+            *((t, "csdi", all_, seed) for t in tasks[:2]),
+            *(("random", "csdi", steps, seed) for steps in (10, 25, 5)),
+            ("random", "published", 10, seed),
+            *((t, "replacement", all_, seed) for t in tasks[:2]),
+            *((t, "published", all_, seed) for t in tasks[:2]),
+            ("sparse", "csdi", all_, seed),
         ]
-        fewer = [("random", "csdi", steps, seeds[0]) for steps in (5, 10, 25)]
-        return [*plain, *whole, *fewer, ("sparse", "csdi", weather.STEPS, seeds[0])]
+
+    def task(self, name: str) -> tuple[Task, int]:
+        """Return a task and the number of samples; the corner is small, for a lab to repeat."""
+        if name == "corner":
+            few = Windows(*(part[:CORNER] for part in self.batch))
+            return hidden("block", few), min(20, self.SAMPLES)
+        return hidden(name, self.batch), self.SAMPLES
 
     def seen(self, task: Task) -> tuple[Tensor, Tensor]:
         """Return values with NaN where hidden, so that no method can look, and what is known."""
@@ -105,40 +124,57 @@ class Imputation:
             self.kept[name] = fresh if self.untrained else md.checkpoints.load(name)
         return self.kept[name]
 
-    def gaussian(self, task: Task, steps: int, seed: int) -> Tensor:
+    def gaussian(self, name: str, steps: int, seed: int) -> Tensor:
         """Draw from the exact conditional law of a Gaussian fitted to the training windows."""
         if "gaussian" not in self.kept:
             train = self.data.cut(self.data.train, weather.DAY)
             self.kept["gaussian"] = baselines.GaussianWindows.fit(train.values, train.observed)
+        task, n = self.task(name)
         rng = md.tensors.seeded(seed, 7)
-        return self.kept["gaussian"].sample(*self.seen(task), self.SAMPLES, rng=rng)
+        return self.kept["gaussian"].sample(*self.seen(task), n, rng=rng)
 
-    def csdi(self, task: Task, steps: int, seed: int) -> Tensor:
-        """Draw with the network that is shown what is known."""
-        return self.draw(csdi.impute, "weather-csdi", task, steps, seed)
+    def csdi(self, name: str, steps: int, seed: int) -> Tensor:
+        """Draw with the network that is shown what is known, and the variance measured for it."""
+        model, times = self.model("weather-csdi"), md.grids.linspaced(weather.STEPS, steps)
+        choose = self.data.cut(self.data.choose, weather.DAY, stride=4)
+        hide = hidden("block" if name == "corner" else name, choose)
+        shown = csdi.example(choose, hide.known)
+        with torch.autocast("cpu", torch.bfloat16):
+            doubt = md.covariances.residual_covariance(
+                model.given(shown.cond), model.schedule, shown.x0, times,
+                known=shown.known, scored=shown.scored, keep=(2,), rng=md.tensors.seeded(seed, 11),
+            )  # fmt: skip
+        variance = md.variance.analytic(doubt)
+        return self.draw(csdi.impute, "weather-csdi", name, steps, seed, variance)
 
-    def replacement(self, task: Task, steps: int, seed: int) -> Tensor:
+    def published(self, name: str, steps: int, seed: int) -> Tensor:
+        """Draw with the same network and the posterior variance, as the paper does."""
+        return self.draw(csdi.impute, "weather-csdi", name, steps, seed, md.posterior_variance)
+
+    def replacement(self, name: str, steps: int, seed: int) -> Tensor:
         """Draw with the network that was never shown anything, and overwrite what is known."""
-        return self.draw(csdi.impute_by_replacement, "weather-blind", task, steps, seed)
+        way = csdi.impute_by_replacement
+        return self.draw(way, "weather-blind", name, steps, seed, md.posterior_variance)
 
-    def draw(self, way: Any, name: str, task: Task, steps: int, seed: int) -> Tensor:
+    def draw(self, way: Any, model: str, name: str, steps: int, seed: int, variance: Any) -> Tensor:
         """Draw all samples, the network in bfloat16."""
+        task, n = self.task(name)
         values, known = self.seen(task)
         times = md.grids.linspaced(weather.STEPS, steps)
-        rng = md.tensors.seeded(seed, 8)
         with torch.autocast("cpu", torch.bfloat16):
             return way(
-                self.model(name), values, known, task.batch.when, times, n=self.SAMPLES, rng=rng
-            )
+                self.model(model), values, known, task.batch.when, times, n=n, variance=variance,
+                rng=md.tensors.seeded(seed, 8),
+            )  # fmt: skip
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Fill the gaps of a task in one way, and score."""
         name, way, steps, seed = cell
-        task = hidden(name, self.batch)
         begin = time.process_time()
-        samples = self.ways[way](task, steps, seed)
+        samples = self.ways[way](name, steps, seed)
         row = {"seconds": round(time.process_time() - begin, 1)}
         row |= {"task": name, "method": way, "steps": steps, "seed": seed}
+        task, _ = self.task(name)
         return row | imputation_scores(samples, task, self.data.series.names, self.FEW)
 
 

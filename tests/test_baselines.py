@@ -175,7 +175,8 @@ def test_draws_repeat_and_keep_the_dtype():
     other = torch.where(known, values, -5.0)
     assert torch.equal(x, MODEL.sample(other, known, 3, rng=seeded(3)))
     assert bool((other[~known] == -5).all())  # the input is left alone
-    MODEL.mean(other, known), baselines.GaussianWindows.fit(other, known | True)
+    MODEL.sample(other, known, 1), MODEL.mean(other, known)
+    baselines.GaussianWindows.fit(other, known | True)
     assert bool((other[~known] == -5).all())
 
 

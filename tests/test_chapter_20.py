@@ -271,7 +271,7 @@ def test_the_loss_is_the_ratio_and_not_the_mean_of_ratios():
 
 @pytest.mark.parametrize("length, k", [(24, 15), (7, 3), (1, 4), (6, 1)])
 def test_the_cost_of_two_attentions(length, k, monkeypatch):
-    """eq:attention-cost: count the scores q k that every call of attention computes."""
+    """eq:two-attentions: count the scores q k that every call of attention computes."""
     counted = []
 
     def counting(q, keys, v, heads):
@@ -356,6 +356,43 @@ def test_the_levels_of_csdi():
     torch.testing.assert_close(got.to(D), torch.tensor(bars, dtype=D), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("c, narrow, wide", [
+    (1.0, 0.94, 1.0), (0.3, 0.90, 1.05), (0.1, 0.83, 1.12), (0.03, 0.71, 1.25),
+])  # fmt: skip
+def test_fifty_steps_are_narrow(c, narrow, wide):
+    """What the page says of the spread of chains on the table of CSDI, with an exact denoiser.
+
+    The recursion in plain Python: x_{t-1} = keep x_t + add D(x_t) + noise. And 20,000 chains of
+    the package's sampler: a spread has a relative standard error of 1 / sqrt(2 * 20,000) = .005.
+    """
+    betas = [(1e-2 + i / 49 * (0.5**0.5 - 1e-2)) ** 2 for i in range(50)]
+    bars = [1.0]
+    for beta in betas:
+        bars.append(bars[-1] * (1 - beta))
+    found = []
+    for small in (True, False):
+        v = 1.0
+        for t in range(50, 0, -1):
+            beta, bar, before = betas[t - 1], bars[t], bars[t - 1]
+            keep = (1 - beta) ** 0.5 * (1 - before) / (1 - bar)
+            add = before**0.5 * beta / (1 - bar)
+            gain = bar**0.5 * c**2 / (bar * c**2 + 1 - bar)
+            fresh = beta * ((1 - before) / (1 - bar) if small else 1) if t > 1 else 0.0
+            v = (keep + add * gain) ** 2 * v + fresh
+        found.append(v**0.5 / c)
+    assert found == pytest.approx([narrow, wide], abs=0.0055)  # two printed digits
+    table = md.BetaTable(md.quadratic_betas(50))
+    law = md.Gaussian(torch.zeros(1, dtype=D), torch.tensor(c, dtype=D))
+    x = data(20_000, 1, seed=9)
+    for variance, want in ((md.posterior_variance, found[0]), (md.forward_variance, found[1])):
+        end = md.last(
+            md.ancestral(
+                law.denoiser(table), table, x, md.ddpm_steps(50), variance=variance, rng=seeded(1)
+            )
+        )
+        assert float(end.std()) / c == pytest.approx(want, rel=4.5 * 0.005)
+
+
 # ---- scores --------------------------------------------------------------------------------------
 
 
@@ -415,3 +452,20 @@ def test_the_expected_crps_is_least_at_the_truth():
         crps = s * (w * (2 * phi(w) - 1) + 2 * density - 1 / math.sqrt(math.pi))
         assert float(crps.mean()) == pytest.approx(floor + gap, abs=2e-4)
         assert gap == 0.0 if (m, s) == (0.0, 1.0) else gap > 0.01
+
+
+def test_nineteen_levels():
+    """eq:nineteen-levels: the mean loss of a right forecast, from 19 densities and from samples.
+
+    21 samples have the 19 quantiles and two ends that no level reads; targets stand at 20,000
+    equal shares, whose mean is good to 1e-5. Times the mean size of the target: no ratio is left.
+    """
+    z = torch.special.ndtri(torch.arange(1, 20, dtype=D) / 20)
+    want = float((2 * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)).mean())
+    assert want == pytest.approx(0.5914, abs=5e-5)
+    assert 1 / math.sqrt(math.pi) == pytest.approx(0.5642, abs=5e-5)
+    assert want * math.sqrt(math.pi) == pytest.approx(1.048, abs=5e-4)
+    y = torch.special.ndtri((torch.arange(20_000, dtype=D) + 0.5) / 20_000)
+    samples = torch.cat([vector(-9.0), z, vector(9.0)])[:, None].expand(21, 20_000)
+    got = scoring.crps_quantile(samples, y) * float(y.abs().mean())
+    assert got == pytest.approx(want, abs=2e-5)

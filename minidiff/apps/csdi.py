@@ -20,6 +20,7 @@ from ..nets.series import Observed
 from ..samplers import ancestral, last, prior
 from ..schedules import Schedule
 from ..tensors import check_mask, generator, masked_mean
+from ..variance import Variance, posterior_variance
 from .targets import Strategy, random_targets
 
 # ---- training ----------------------------------------------------------------------------------
@@ -105,9 +106,13 @@ class Imputer(Protocol):
     """What can impute: a ``Denoiser``, or an oracle with the same two names."""
 
     @property
-    def schedule(self) -> Schedule: ...
+    def schedule(self) -> Schedule:
+        """The path that it denoises."""
+        ...
 
-    def given(self, cond: Observed, /) -> Denoise: ...
+    def given(self, cond: Observed, /) -> Denoise:
+        """Return its denoiser for what is known."""
+        ...
 
 
 def impute(
@@ -118,7 +123,8 @@ def impute(
     times: Tensor,
     *,
     n: int = 100,
-    size: int = 500,
+    size: int = 100,
+    variance: Variance = posterior_variance,
     rng: torch.Generator | None = None,
 ) -> Tensor:
     """Draw samples of the unknown values, given the known ones.
@@ -135,6 +141,8 @@ def impute(
         times: Decreasing grid, such as ``ddpm_steps(50)`` for all steps of a table of 50.
         n: Samples a window; the published scores take 100.
         size: Windows that go through the network at once.
+        variance: Of a step. The default is the published one, and makes samples too narrow; see
+            :func:`~minidiff.variance.residual_covariance`.
         rng: Source of noise.
 
     Returns:
@@ -150,7 +158,8 @@ def impute(
     def held(shown: Observed) -> Denoise:
         return inpaint(model.given(shown), shown.values, shown.known)
 
-    return _draw(model, held, Observed(values, known, when), times, n, size, generator(rng))
+    shown = Observed(values, known, when)
+    return _draw(model, held, shown, times, n, size, variance, generator(rng))
 
 
 def impute_by_replacement(
@@ -161,7 +170,8 @@ def impute_by_replacement(
     times: Tensor,
     *,
     n: int = 100,
-    size: int = 500,
+    size: int = 100,
+    variance: Variance = posterior_variance,
     rng: torch.Generator | None = None,
 ) -> Tensor:
     """Draw samples with a model that was trained unconditionally: the control of the paper.
@@ -180,7 +190,8 @@ def impute_by_replacement(
         blind = Observed(shown.values, torch.zeros_like(shown.known), shown.when)
         return replace(model.given(blind), model.schedule, shown.values, shown.known, rng=rng)
 
-    return _draw(model, held, Observed(values, known, when), times, n, size, rng)
+    shown = Observed(values, known, when)
+    return _draw(model, held, shown, times, n, size, variance, rng)
 
 
 def _draw(
@@ -190,6 +201,7 @@ def _draw(
     times: Tensor,
     n: int,
     size: int,
+    variance: Variance,
     rng: torch.Generator,
 ) -> Tensor:
     values, known, when = shown
@@ -209,5 +221,6 @@ def _draw(
             model.schedule, part.values.shape, at=times[0], rng=rng,
             device=values.device, dtype=values.dtype,
         )  # fmt: skip
-        found.append(last(ancestral(held(part), model.schedule, x, times, rng=rng)))
+        walk = ancestral(held(part), model.schedule, x, times, variance=variance, rng=rng)
+        found.append(last(walk))
     return torch.cat(found).reshape(n, *values.shape)
