@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .exact import VAR
 from .exact.components import check_covs
-from .tensors import check_data, check_mask, generator, randn
+from .tensors import check_count, check_data, check_mask, generator, randn
 
 
 def last_value(values: Tensor, known: Tensor, otherwise: Tensor | float) -> Tensor:
@@ -150,7 +150,7 @@ class GaussianWindows:
         Arguments and errors are those of :func:`last_value`; n is at least 1.
         """
         _check_known("known", values, known)
-        shape = _count("n", n), *values.shape
+        shape = check_count("n", n), *values.shape
         noise = randn(shape, rng, dtype=values.dtype, device=values.device).flatten(2)
         out = values.expand(shape).flatten(2).clone()
         for rows, u, mean, root in self._given(values, known):
@@ -209,9 +209,9 @@ def seasonal_naive(history: Tensor, horizon: int, *, period: int = 24) -> Tensor
     least ``period`` values.
     """
     _check_series("history", history)
-    if history.shape[1] < _count("period", period):
+    if history.shape[1] < check_count("period", period):
         raise ValueError(f"history has {history.shape[1]} values: period={period} needs as many")
-    ahead = torch.arange(_count("horizon", horizon), device=history.device)
+    ahead = torch.arange(check_count("horizon", horizon), device=history.device)
     return history[:, -period:][:, ahead % period]
 
 
@@ -236,7 +236,7 @@ def with_residuals(
     _check_series("residuals", residuals)
     if residuals.shape[1:] != point.shape[1:]:
         raise ValueError(f"residuals has shape {tuple(residuals.shape)}: give those of point")
-    rng, shape = generator(rng), (_count("n", n), len(point))
+    rng, shape = generator(rng), (check_count("n", n), len(point))
     which = torch.randint(len(residuals), shape, generator=rng, device=rng.device)
     return point + residuals.to(point)[which.to(point.device)]
 
@@ -293,7 +293,7 @@ def fit_var(
         ValueError: if an argument is wrong, a channel has no value, or whole rows are too few.
     """
     _check_known("observed", values, observed, axes="NK")
-    p, P, (N, K) = _count("lags", lags), _count("period", period), values.shape
+    p, P, (N, K) = check_count("lags", lags), check_count("period", period), values.shape
     if len(_check_hours(when, 1)) != N or bool((when.diff() <= 0).any()):
         raise ValueError(f"when has {len(when)} hours: give {N}, one a row and increasing")
     if empty := (~observed.any(0)).nonzero()[:, 0].tolist():
@@ -341,9 +341,3 @@ def _check_hours(when: Tensor, axes: int) -> Tensor:
             f"when has {when.dtype} {tuple(when.shape)}: give whole hours, {axes} axes"
         )
     return when
-
-
-def _count(name: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}={value!r}: give a whole number, at least 1")
-    return value

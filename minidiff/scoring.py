@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .tensors import check_mask
+from .tensors import check_count, check_mask
 
 LEVELS = tuple(k / 20 for k in range(1, 20))
 DISTANCES = 2**22  # between pairs of samples, held at a time
@@ -177,8 +177,7 @@ def rank_histogram(
 
     Source: Hamill (2001).
     """
-    if not isinstance(bins, int) or isinstance(bins, bool) or bins < 1:
-        raise ValueError(f"bins={bins!r}: give a whole number, at least 1")
+    check_count("bins", bins)
     samples, target = _entries(samples, target, scored)
     below, ranks = (samples < target).sum(0), (samples == target).sum(0).double() + 1
     ends = [j * (len(samples) + 1) / bins for j in range(bins + 1)]

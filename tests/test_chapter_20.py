@@ -356,41 +356,182 @@ def test_the_levels_of_csdi():
     torch.testing.assert_close(got.to(D), torch.tensor(bars, dtype=D), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("c, narrow, wide", [
-    (1.0, 0.94, 1.0), (0.3, 0.90, 1.05), (0.1, 0.83, 1.12), (0.03, 0.71, 1.25),
-])  # fmt: skip
-def test_fifty_steps_are_narrow(c, narrow, wide):
-    """What the page says of the spread of chains on the table of CSDI, with an exact denoiser.
+# ---- the spread of a chain -----------------------------------------------------------------------
 
-    The recursion in plain Python: x_{t-1} = keep x_t + add D(x_t) + noise. And 20,000 chains of
-    the package's sampler: a spread has a relative standard error of 1 / sqrt(2 * 20,000) = .005.
+KINDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # variances given what is known
+BARS = [1.0]
+for _i in range(50):
+    BARS.append(BARS[-1] * (1 - (1e-2 + _i / 49 * (0.5**0.5 - 1e-2)) ** 2))
+GRIDS = {
+    50: list(range(50, -1, -1)),
+    25: [50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30, 28, 26, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3,
+         1, 0],
+    10: [50, 45, 39, 34, 28, 23, 17, 12, 6, 1, 0],
+}  # fmt: skip
+
+
+def doubt(c2, t):
+    """Variance of the clean value given x_t, for conditional variance c2."""
+    return c2 * (1 - BARS[t]) / (BARS[t] * c2 + 1 - BARS[t])
+
+
+def kept(c2, steps, fresh, own=None, start=1.0):
+    """Variance at the end of a chain over c2: v <- (keep + add k)^2 v + fresh, in plain Python.
+
+    ``fresh`` names the variance; ``own`` is the doubt that ``best`` uses, default the exact one.
     """
-    betas = [(1e-2 + i / 49 * (0.5**0.5 - 1e-2)) ** 2 for i in range(50)]
-    bars = [1.0]
-    for beta in betas:
-        bars.append(bars[-1] * (1 - beta))
-    found = []
-    for small in (True, False):
-        v = 1.0
-        for t in range(50, 0, -1):
-            beta, bar, before = betas[t - 1], bars[t], bars[t - 1]
-            keep = (1 - beta) ** 0.5 * (1 - before) / (1 - bar)
-            add = before**0.5 * beta / (1 - bar)
-            gain = bar**0.5 * c**2 / (bar * c**2 + 1 - bar)
-            fresh = beta * ((1 - before) / (1 - bar) if small else 1) if t > 1 else 0.0
-            v = (keep + add * gain) ** 2 * v + fresh
-        found.append(v**0.5 / c)
-    assert found == pytest.approx([narrow, wide], abs=0.0055)  # two printed digits
+    v = start
+    for t, s in itertools.pairwise(GRIDS[steps]):
+        now, before = BARS[t], BARS[s]
+        alpha = now / before
+        keep, add = alpha**0.5 * (1 - before) / (1 - now), before**0.5 * (1 - alpha) / (1 - now)
+        small = (1 - alpha) * (1 - before) / (1 - now)
+        noise = {"small": small, "large": 1 - alpha}.get(fresh)
+        if noise is None:
+            noise = small + add**2 * (own(t) if own else doubt(c2, t))
+        slope = now**0.5 * c2 / (now * c2 + 1 - now)
+        v = (keep + add * slope) ** 2 * v + (noise if s > 0 else 0.0)
+    return v / c2
+
+
+def six(x, t, table):
+    """The exact denoiser of six centred Gaussian values with the variances KINDS."""
+    at, c2 = table(t), vector(*KINDS)
+    return at.signal * c2 / (at.signal**2 * c2 + at.noise**2) * x
+
+
+@pytest.mark.parametrize("steps, fresh, printed", [
+    (50, "small", (0.606, 0.696, 0.764, 0.824, 0.862, 0.887)),
+    (25, "small", (0.434, 0.536, 0.621, 0.701, 0.756, 0.786)),
+    (10, "small", (0.169, 0.285, 0.371, 0.448, 0.520, 0.564)),
+    (50, "large", (1.378, 1.244, 1.160, 1.093, 1.045, 1.000)),
+    (10, "large", (5.832, 3.217, 2.358, 1.651, 1.275, 1.000)),
+    (50, "best", (0.968, 0.990, 0.997, 0.999, 1.000, 1.000)),
+    (25, "best", (0.968, 0.990, 0.997, 0.999, 1.000, 1.000)),
+    (10, "best", (0.968, 0.990, 0.997, 0.999, 1.000, 1.000)),
+])  # fmt: skip
+def test_what_a_chain_keeps(steps, fresh, printed):
+    """The table of the page, to its digits, and 20,000 chains of the package's sampler.
+
+    A variance has a relative standard error of sqrt(2 / 20,000) = .01.
+    """
+    found = [kept(c2, steps, fresh) for c2 in KINDS]
+    assert found == pytest.approx(printed, abs=5.001e-4)
+    if fresh == "best":
+        return  # run with a measured doubt below
     table = md.BetaTable(md.quadratic_betas(50))
-    law = md.Gaussian(torch.zeros(1, dtype=D), torch.tensor(c, dtype=D))
-    x = data(20_000, 1, seed=9)
-    for variance, want in ((md.posterior_variance, found[0]), (md.forward_variance, found[1])):
-        end = md.last(
-            md.ancestral(
-                law.denoiser(table), table, x, md.ddpm_steps(50), variance=variance, rng=seeded(1)
-            )
-        )
-        assert float(end.std()) / c == pytest.approx(want, rel=4.5 * 0.005)
+    times = md.grids.linspaced(50, steps)
+    assert [round(50 * float(t)) for t in times] == GRIDS[steps]
+    variance = md.posterior_variance if fresh == "small" else md.forward_variance
+    walk = md.ancestral(
+        lambda x, t: six(x, t, table), table, data(20_000, 6, seed=9), times,
+        variance=variance, rng=seeded(1),
+    )  # fmt: skip
+    ratio = md.last(walk).var(0) / vector(*KINDS)
+    torch.testing.assert_close(ratio, vector(*found), rtol=4.5 * 0.01, atol=0)
+
+
+@pytest.mark.parametrize("steps, share, covered", [
+    (50, 0.606, 0.80), (50, 0.887, 0.88), (10, 0.169, 0.50), (10, 0.564, 0.78),
+])  # fmt: skip
+def test_a_narrow_interval_covers_less(steps, share, covered):
+    """What a 90 % interval of a Gaussian covers with this share of the variance."""
+    assert share in {round(kept(c2, steps, "small"), 3) for c2 in KINDS}
+    reach = 1.6448536 * share**0.5
+    assert math.erf(reach / math.sqrt(2)) == pytest.approx(covered, abs=0.005)
+
+
+@pytest.mark.parametrize("steps", GRIDS)
+@pytest.mark.parametrize("c2", KINDS)
+def test_what_the_last_stop_takes(steps, c2):
+    """eq:last-stop: the recursion from the exact variance at the start, to 1e-12."""
+    signal2, noise2 = 1 - 1e-4, 1e-4
+    start = BARS[50] * c2 + 1 - BARS[50]
+    got = kept(c2, steps, "best", start=start)
+    assert got == pytest.approx(signal2 * c2 / (signal2 * c2 + noise2), abs=1e-12)
+
+
+@pytest.mark.parametrize("steps", [50, 10])
+def test_a_measured_variance_keeps_the_spread(steps):
+    """The doubt of six channels measured with the exact denoiser, then 20,000 chains with it.
+
+    Each measured doubt, and the variance at the end, has a relative standard error of .01; the
+    first weighs less than it would alone, because its errors at different stops are independent.
+    """
+    table, times = md.BetaTable(md.quadratic_betas(50)), md.grids.linspaced(50, steps)
+    x0 = data(20_000, 6, seed=11) * vector(*KINDS).sqrt()
+    cov = md.covariances.residual_covariance(
+        lambda x, t: six(x, t, table), table, x0, times, keep=(1,), rng=seeded(12)
+    )
+    walk = md.ancestral(
+        lambda x, t: six(x, t, table), table, data(20_000, 6, seed=13), times,
+        variance=md.variance.analytic(cov), rng=seeded(14),
+    )  # fmt: skip
+    ratio = md.last(walk).var(0) / vector(*KINDS)
+    want = vector(0.968, 0.990, 0.997, 0.999, 1.0, 1.0)
+    torch.testing.assert_close(ratio, want, rtol=4.5 * 0.01 * 2**0.5, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["exact", "off", "blind"])
+@pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
+def test_error_is_doubt_plus_own_error(kind, t):
+    """eq:residual-parts: two values with correlation .8, the first known; the error for the second.
+
+    x, D and m are linear in independent (v, e, eps): x = .8 v + .6 e, x_t = s x + n eps. Both sides
+    are then sums of squares of coefficients (and of a shift), to 1e-12. And
+    eq:residual-covariance on 40,000 pairs: x - D is Gaussian with mean -b and variance V, so its
+    square has the variance 2 V^2 + 4 V b^2; within 4.5 standard errors.
+    """
+    path, N = md.Cosine(), 40_000
+    s, n = at(path, t)
+    gain = s * 0.36 / (s**2 * 0.36 + n**2)
+    on_v, on_x, b = {
+        "exact": (0.8 - gain * s * 0.8, gain, 0.0),
+        "off": (0.9 * (0.8 - gain * s * 0.8), 1.2 * gain, 0.3),
+        "blind": (0.0, s, 0.0),  # the best guess from x_t alone, whose variance is 1
+    }[kind]
+    x, noisy = vector(0.8, 0.6, 0.0), vector(0.8 * s, 0.6 * s, n)
+    first = vector(1.0, 0.0, 0.0)
+    guess = on_v * first + on_x * noisy
+    best = (0.8 - gain * s * 0.8) * first + gain * noisy
+    spread = float((x - guess).square().sum())
+    own = float((guess - best).square().sum()) + b**2
+    assert spread + b**2 == pytest.approx(doubt_given(0.36, s, n) + own, abs=1e-12)
+    assert (own == 0.0) == (kind == "exact")
+
+    pairs = data(N, 2, seed=21)
+    x0 = torch.stack([pairs[:, 0], pairs @ vector(0.8, 0.6)], 1)
+    known = torch.tensor([True, False]).expand(N, 2)
+
+    def denoise(x, t):
+        second = on_v * x[:, 0] + on_x * x[:, 1] + b
+        return torch.stack([torch.full_like(second, math.nan), second], 1).where(~known, x)
+
+    times = torch.tensor([t, 0.0], dtype=D)
+    cov = md.covariances.residual_covariance(denoise, path, x0, times, known=known, rng=seeded(22))
+    room = 4.5 * ((2 * spread**2 + 4 * spread * b**2) / N) ** 0.5
+    assert float(cov(path(times[0]))) == pytest.approx(spread + b**2, abs=room)
+
+
+def doubt_given(c2, s, n):
+    """Variance of a Gaussian value of variance c2, looked at through signal s and noise n."""
+    return 1 / (1 / c2 + s * s / (n * n))
+
+
+@pytest.mark.parametrize("steps, narrow, wide, difference, total, each", [
+    (50, 1.17, 0.94, 1.10, 0.94, 0.95), (10, 3.23, 0.77, 1.81, 0.78, 0.84),
+])  # fmt: skip
+def test_one_doubt_for_two(steps, narrow, wide, difference, total, each):
+    """Conditional variances .003 and .3 that share their mean doubt; then .1 twice, correlation .9,
+    whose sum and difference (variances .19 and .01 on unit vectors) get the doubt of an entry.
+    """
+    both = lambda t: (doubt(0.003, t) + doubt(0.3, t)) / 2  # noqa: E731
+    assert kept(0.003, steps, "best", both) == pytest.approx(narrow, abs=0.005)
+    assert kept(0.3, steps, "best", both) == pytest.approx(wide, abs=0.005)
+    entry = lambda t: (doubt(0.01, t) + doubt(0.19, t)) / 2  # noqa: E731
+    down, up = kept(0.01, steps, "best", entry), kept(0.19, steps, "best", entry)
+    assert (down, up) == pytest.approx((difference, total), abs=0.005)
+    assert (0.01 * down + 0.19 * up) / 0.2 == pytest.approx(each, abs=0.005)
 
 
 # ---- scores --------------------------------------------------------------------------------------

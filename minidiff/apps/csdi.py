@@ -19,7 +19,7 @@ from ..losses import Times, denoising_error, uniform_times
 from ..nets.series import Observed
 from ..samplers import ancestral, last, prior
 from ..schedules import Schedule
-from ..tensors import check_mask, generator, masked_mean
+from ..tensors import check_count, check_mask, generator, masked_mean
 from ..variance import Variance, posterior_variance
 from .targets import Strategy, random_targets
 
@@ -205,9 +205,8 @@ def _draw(
     rng: torch.Generator,
 ) -> Tensor:
     values, known, when = shown
-    for name, count in (("n", n), ("size", size)):
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name}={count!r}: give a whole number, at least 1")
+    check_count("n", n)
+    check_count("size", size)
     if values.ndim != 3 or when.shape != values.shape[:2]:
         raise ValueError(
             f"values has shape {tuple(values.shape)} and when {tuple(when.shape)}: give (B, L, K) "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.series import Windows
-from ..tensors import generator
+from ..tensors import check_count, generator
 from .heads import DiagonalHead, DiffusionHead, FullHead
 from .recurrent import Moment, Recurrent
 
@@ -115,9 +115,8 @@ def rollout(
 
     Source: Rasul et al. (2021), section 3.3.
     """
-    for name, value in (("horizon", horizon), ("n", n)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}: give a whole number, at least 1")
+    check_count("horizon", horizon)
+    check_count("n", n)
     rng = generator(rng)
     many = Windows(*(part.repeat(n, *(1,) * (part.ndim - 1)) for part in past))
     moment, memory = encoder.start(many)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..schedules import Schedule
-from ..tensors import check_data, generator, randn
+from ..tensors import check_count, check_data, generator, randn
 from .components import check_covs
 from .mixtures import FullMixture, GaussianMixture
 
@@ -97,7 +97,7 @@ class VAR:
         Source: Hamilton (1994), section 10.1.
         """
         psi = [torch.eye(self._channels).to(self.coefficients)]
-        for i in range(1, _count("count", count)):
+        for i in range(1, check_count("count", count)):
             terms = [A @ psi[i - j] for j, A in enumerate(self.coefficients[:i], 1)]
             psi.append(torch.stack(terms).sum(0))
         return torch.stack(psi)
@@ -159,7 +159,7 @@ class VAR:
             ValueError: as :meth:`predictive`, or if n is not a positive integer.
         """
         mean = self._expected(history, horizon, offsets)
-        shape = _count("n", n), len(history), horizon * self._channels
+        shape = check_count("n", n), len(history), horizon * self._channels
         noise = randn(shape, rng, dtype=history.dtype, device=history.device)
         spread = noise.double() @ self._factor(horizon).to(mean.device).T
         return (mean + spread.reshape(n, *mean.shape)).to(history)
@@ -179,7 +179,12 @@ class VAR:
             ValueError: if the series is not stationary, or a count is not a positive integer.
         """
         mean, state = self._stationary()
-        n, length, rng, like = _count("n", n), _count("length", length), generator(rng), self.cov
+        n, length, rng, like = (
+            check_count("n", n),
+            check_count("length", length),
+            generator(rng),
+            self.cov,
+        )
         start = randn((n, len(state)), rng, dtype=like.dtype, device=like.device)
         start = start @ torch.linalg.cholesky(state).T
         rows = [*start.reshape(n, self._lags, -1).flip(1).unbind(1)]  # a state is newest first
@@ -211,7 +216,7 @@ class VAR:
         Source: Hamilton (1994), section 10.2.
         """
         mean, state = self._stationary()
-        L, K, F = _count("length", length), self._channels, self._companion()
+        L, K, F = check_count("length", length), self._channels, self._companion()
         along, lagged = state[:, :K], []
         for _ in range(L):
             lagged.append(along[:K])
@@ -300,7 +305,7 @@ class VAR:
                 f"history has {history.shape[1]} values a series: give at least {self._lags}, one "
                 "for each lag"
             )
-        added = self.offset.expand(1, _count("horizon", horizon), -1)
+        added = self.offset.expand(1, check_count("horizon", horizon), -1)
         if offsets is not None:
             added = check_data("offsets", offsets)
             if added.shape[0] not in (1, len(history)) or added.shape[1:] != (
@@ -337,9 +342,3 @@ class VAR:
             )
         left = torch.eye(K).to(self.cov) - self.coefficients.sum(0)
         return torch.linalg.solve(left, self.offset), (S + S.T) / 2
-
-
-def _count(name: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}={value!r}: give a whole number, at least 1")
-    return value
