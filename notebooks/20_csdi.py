@@ -223,10 +223,15 @@ weight = before * (1 - now / before) / (1 - now) / (1 - before)  # add^2 / var o
 value = weight * float(curves[0].square().max())
 numbers["start_weight"] = {"value": value, "band": [0.0, 0.01]}
 assert value < 0.01 and float(curves[20, 3]) > 4 * float(curves[20, 4])
+if as_printed:
+    easy = numbers["doubt_pressure"]["value"]
+    assert (
+        easy < numbers["trained_pressure"]["value"] and easy < numbers["tested_pressure"]["value"]
+    )
 print("check passed: the wind is harder than the pressure, and the first step does not care")
 
 # %% [markdown]
-# At step 30 the mean square error is {number}`20_csdi:doubt_pressure|.4f` for the pressure and {number}`20_csdi:doubt_wind_speed|.3f` for the wind. On training days it is {number}`20_csdi:trained_pressure|.4f` and {number}`20_csdi:trained_wind_speed|.3f`, on test days {number}`20_csdi:tested_pressure|.4f` and {number}`20_csdi:tested_wind_speed|.3f`. At step 50 the network is off by {number}`20_csdi:doubt_start|.1f` standard deviations, more than if it always said 0. It predicts the noise, and to get from there to the value the error is multiplied by noise/signal, 173. The sampler knows: it gives this prediction a weight so small that the doubt adds {number}`20_csdi:start_weight|.2%` to the variance of the first step.
+# At step 30 the mean square error is {number}`20_csdi:doubt_pressure|.4f` for the pressure and {number}`20_csdi:doubt_wind_speed|.3f` for the wind. On training days it is {number}`20_csdi:trained_pressure|.4f` and {number}`20_csdi:trained_wind_speed|.3f`, on test days {number}`20_csdi:tested_pressure|.4f` and {number}`20_csdi:tested_wind_speed|.3f`. So having seen the days helps little, and for the pressure days 20 and 21 happen to be the easiest. At step 50 the network is off by {number}`20_csdi:doubt_start|.1f` standard deviations, more than if it always said 0. It predicts the noise, and to get from there to the value the error is multiplied by noise/signal, 173. The sampler knows: it gives this prediction a weight so small that the doubt adds {number}`20_csdi:start_weight|.2%` to the variance of the first step.
 #
 # ## One gap, filled many times
 #

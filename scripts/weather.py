@@ -330,10 +330,10 @@ class Forecasting:
 
 
 def joint_scores(samples: Tensor, later: Windows) -> dict[str, Any]:
-    """Score all channels of an hour together.
+    """Score what belongs together: the channels of an hour, and all of a day.
 
-    The energy score takes, of each hour, the channels that were observed; the sum takes the hours
-    in which all were.
+    The energy scores take, of each hour or day, the values that were observed; the sum takes the
+    hours in which all were.
     """
     seen, whole = later.observed, later.observed.all(2)
     y = torch.where(seen, later.values, 0)
@@ -343,6 +343,7 @@ def joint_scores(samples: Tensor, later: Windows) -> dict[str, Any]:
     total = scoring.crps_sum(samples[:, whole], later.values[whole])
     return {
         "energy": float(by_hour[seen.any(2)].mean()),
+        "energy_day": float(energy(X.flatten(2), y.flatten(1)).mean()),
         "energy_by_hour": [float(v) for v in by_hour.mean(0)],
         "crps_sum": total,
         "whole_hours": int(whole.sum()),
