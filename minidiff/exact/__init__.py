@@ -5,7 +5,6 @@ that an exact denoiser reaches, and the true reverse step. Nothing here uses the
 process, variances or likelihoods, so it can judge them.
 """
 
-from .autoregression import VAR, VarForecast
 from .components import FullPosterior, Posterior
 from .expected import bound
 from .mixtures import Empirical, FullMixture, Gaussian, GaussianMixture
@@ -14,7 +13,6 @@ from .reverse import best_gaussian, non_gaussianity, reverse_step
 
 __all__ = [
     "AR1",
-    "VAR",
     "ConditionalGaussian",
     "Empirical",
     "Forecast",
@@ -23,7 +21,6 @@ __all__ = [
     "Gaussian",
     "GaussianMixture",
     "Posterior",
-    "VarForecast",
     "best_gaussian",
     "bound",
     "non_gaussianity",
