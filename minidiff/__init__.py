@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from . import (
     bounds,
     conditions,
+    covariances,
     denoiser,
     exact,
     grids,
@@ -100,6 +101,8 @@ from .variance import forward_variance, posterior_variance
 
 if TYPE_CHECKING:
     from . import (
+        apps,
+        baselines,
         checkpoints,
         classics,
         data,
@@ -110,11 +113,14 @@ if TYPE_CHECKING:
         nets,
         plots,
         recipes,
+        scoring,
     )
 
 __version__ = "0.1.0"
 
 _LATER = (
+    "apps",
+    "baselines",
     "checkpoints",
     "classics",
     "data",
@@ -125,6 +131,7 @@ _LATER = (
     "nets",
     "plots",
     "recipes",
+    "scoring",
 )  # loaded on first use
 
 __all__ = [
@@ -150,6 +157,8 @@ __all__ = [
     "Step",
     "Transition",
     "ancestral",
+    "apps",
+    "baselines",
     "bounds",
     "cfg",
     "checkpoints",
@@ -160,6 +169,7 @@ __all__ = [
     "consistency",
     "cosine_betas",
     "count_calls",
+    "covariances",
     "data",
     "ddim",
     "ddpm_steps",
@@ -207,6 +217,7 @@ __all__ = [
     "scaled_linear_betas",
     "schedules",
     "score_from_x0",
+    "scoring",
     "sigmoid_betas",
     "solvers",
     "sqrt_betas",

@@ -69,11 +69,14 @@ def _recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-Classifiers = Literal["mnist-classifier", "mnist-judge", "digits-classifier"]
+Others = Literal[
+    "mnist-classifier", "mnist-judge", "digits-classifier", "weather-timegrad",
+    "weather-timegrad-rough",
+]  # fmt: skip
 
 
 @overload
-def load(name: Classifiers) -> Any: ...
+def load(name: Others) -> Any: ...
 @overload
 def load(name: str) -> Denoiser: ...
 def load(name: str) -> Any:
@@ -83,7 +86,7 @@ def load(name: str) -> Any:
         name: A key of ``RECIPES``, such as ``"mnist-ddpm"``.
 
     Returns:
-        A ``Denoiser``; for a classifier, that module.
+        A ``Denoiser``; for a classifier or a forecaster, that module.
 
     Raises:
         ValueError: if the name is unknown, the file is missing, or its checksum differs from
@@ -125,12 +128,28 @@ def make(
     or a ``start`` reads that one from ``folder``. Under
     ``accelerate launch -m minidiff.checkpoints train NAME`` all processes share each batch.
     """
+    recipe = _recipe(name) if steps is None else replace(_recipe(name), steps=steps)
+    train_command = f"python -m minidiff.checkpoints train {name}"
+    fit(recipe, name, folder, seed=seed, command=train_command)
+
+
+def fit(recipe: Recipe, name: str, folder: str | Path, *, seed: int = 0, command: str = "") -> None:
+    """Train a model by any recipe: write ``NAME.safetensors`` and its card into ``folder``.
+
+    Can be interrupted and called again; see :func:`make`, which does this for the shipped models.
+
+    Args:
+        recipe: How; it need not be one of ``RECIPES``.
+        name: Name of the two files.
+        folder: Where to.
+        seed: Of weights, order, noise and dropout.
+        command: What the card says one should type, without steps and seed.
+    """
     from tqdm import tqdm
 
     from .data import batches
 
-    recipe, folder = _recipe(name), Path(folder)
-    recipe = recipe if steps is None else replace(recipe, steps=steps)
+    folder = Path(folder)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         model = _build(recipe, folder)
@@ -163,8 +182,7 @@ def make(
     save(recipe.part(ema.model), path, half=True, note=recipe.about)
     card = {
         "about": recipe.about,
-        "command": f"python -m minidiff.checkpoints train {name} --steps {recipe.steps} "
-        f"--seed {seed}",
+        "command": f"{command} --steps {recipe.steps} --seed {seed}",
         "parameters": sum(p.numel() for p in recipe.part(model).parameters()),
         "body": recipe.body,
         "start": recipe.start,

@@ -7,7 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .tensors import check_data, randn
+from .scoring import crps_ensemble as crps_ensemble
+from .scoring import crps_fair as crps_fair
+from .scoring import crps_quantile as crps_quantile
+from .scoring import crps_sum as crps_sum
+from .scoring import energy_score as energy_score
+from .scoring import energy_score_fair as energy_score_fair
+from .scoring import interval_coverage as interval_coverage
+from .scoring import rank_histogram as rank_histogram
+from .tensors import check_count, check_data, randn
 
 EXACT = "donot_use_mm_for_euclid_dist"  # torch's default rounds small distances badly
 
@@ -76,8 +84,7 @@ def sliced_wasserstein(
     Source: Bonneel et al. (2015), section 4.
     """
     a, b = _pair(a, b)
-    if not isinstance(projections, int) or projections < 1:
-        raise ValueError(f"projections={projections!r}: give a whole number, at least 1")
+    check_count("projections", projections)
     u = randn((a.shape[1], projections), rng, dtype=a.dtype, device=a.device)
     u = u / u.norm(dim=0)
     shadow_a, shadow_b = (a @ u).sort(0).values, (b @ u).sort(0).values

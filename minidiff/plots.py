@@ -11,8 +11,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, PowerNorm
 from torch import Tensor
 
 STYLE = Path(__file__).with_name("course.mplstyle")
@@ -143,4 +144,58 @@ def paths(ax: Axes, track: Tensor, *, color: str = PREDICTION) -> Axes:
     ax.plot(lines[:, :, 0], lines[:, :, 1], color=color, alpha=0.5, linewidth=0.8)
     ax.scatter(lines[-1, :, 0], lines[-1, :, 1], s=10, c=color, zorder=3, linewidths=0)
     ax.set_aspect("equal")
+    return ax
+
+
+def fan(
+    ax: Axes,
+    hours: Tensor,
+    samples: Tensor,
+    *,
+    color: str = PREDICTION,
+    label: str | None = None,
+    paths: int = 0,
+) -> Axes:
+    """Draw samples ``(S, L)`` over hours ``(L,)``: bands of 90 and 50 %, their median, some paths.
+
+    Each band holds, hour by hour, the middle 90 or 50 % of the samples; a path need not stay in it.
+    """
+    if samples.ndim != 2 or hours.shape != samples.shape[1:] or len(samples) < 2:
+        raise ValueError(
+            f"samples has shape {tuple(samples.shape)} and hours {tuple(hours.shape)}: give (S, L),"
+            " two samples or more, and (L,)"
+        )
+    if not 0 <= paths <= len(samples):
+        raise ValueError(f"paths={paths}: give 0 to {len(samples)}, the samples there are")
+    x, y = _array(hours), _array(samples)
+    for inside, alpha in ((0.9, 0.2), (0.5, 0.35)):
+        low, high = np.quantile(y, [(1 - inside) / 2, (1 + inside) / 2], axis=0)
+        ax.fill_between(x, low, high, color=color, alpha=alpha, linewidth=0)
+    ax.plot(x, np.median(y, axis=0), color=color, label=label)
+    if paths:
+        ax.plot(x, y[:paths].T, color=color, alpha=0.5, linewidth=0.6)
+    return ax
+
+
+def gaps(ax: Axes, observed: Tensor, known: Tensor) -> Axes:
+    """Draw what a network is shown of one window ``(L, K)``: known, hidden, and never observed.
+
+    Hours run to the right, channels down. Green is known, orange was observed and is hidden, grey
+    is missing.
+    """
+    if (
+        known.shape != observed.shape
+        or observed.ndim != 2
+        or {known.dtype, observed.dtype} != {torch.bool}
+    ):
+        raise ValueError(
+            f"observed has shape {tuple(observed.shape)} and dtype {observed.dtype}, known "
+            f"{tuple(known.shape)} and {known.dtype}: give two bool masks (L, K)"
+        )
+    if bool((known & ~observed).any()):
+        raise ValueError("known marks values that were not observed: give known & observed")
+    shade = (observed.int() + known.int()).T
+    colours = ListedColormap(["#d9d9d9", PREDICTION, KNOWN])
+    ax.imshow(_array(shade), cmap=colours, vmin=0, vmax=2, aspect="auto", interpolation="nearest")
+    ax.grid(False)
     return ax

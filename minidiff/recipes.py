@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import data
+from .apps import csdi, targets, weather
 from .bounds import hybrid_loss
 from .conditions import drop
 from .denoiser import Denoiser
@@ -80,6 +81,16 @@ def _small_digits() -> data.Split:
     return data.split(*data.digits8x8(), 497)
 
 
+def _weather_days() -> data.Windows:
+    parts = weather.split()
+    return parts.cut(parts.train, weather.DAY)
+
+
+def _weather_runs(channels: str) -> data.Windows:
+    parts = weather.split(weather.SETS[channels])
+    return parts.cut(parts.train, weather.HISTORY + weather.HORIZON)
+
+
 # ---- models -------------------------------------------------------------------------------------
 
 
@@ -138,6 +149,43 @@ def _classify(
 
 
 _shake = partial(_classify, shake=data.jitter)
+
+STATIONS = torch.arange(15) // 5
+HIDE = targets.mixed_targets(targets.random_targets, targets.block_targets(6, 24, STATIONS))
+
+
+def _hide_all(observed: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.zeros_like(observed)
+
+
+def _impute(model: Denoiser, batch: Any, rng: torch.Generator, *, hide: targets.Strategy) -> Tensor:
+    return csdi.loss(model, data.Windows(*batch), hide, times=TIMES, rng=rng)
+
+
+def _forecast(model: Any, batch: Any, rng: torch.Generator) -> Tensor:
+    return model.loss(data.Windows(*batch), weather.HISTORY, rng=rng)
+
+
+IMPUTER = partial(
+    Recipe, build=weather.imputer, data=_weather_days, steps=8000, batch=32, lr=1e-3, decay=0.999,
+    warmup=300,
+)  # fmt: skip
+
+
+def forecasting(channels: str, head: str) -> Recipe:
+    """Return how a forecaster of the weather is trained: all heads alike."""
+    return Recipe(
+        f"GRU with a {head} head, forecasts of {channels} weather",
+        partial(weather.forecaster, channels, head),
+        partial(_weather_runs, channels),
+        _forecast,
+        steps=1500,
+        batch=64,
+        decay=0.998,
+        warmup=200,
+        autocast=None,
+    )
+
 
 CLASSIFIER = partial(
     Recipe,
@@ -215,4 +263,14 @@ RECIPES: dict[str, Recipe] = {
         data=lambda: _small_digits()[:2],
         steps=3000,
     ),
+    "weather-csdi": IMPUTER(
+        "CSDI on 24 hours of 15 channels; hides values at random, or hours of a station",
+        loss=partial(_impute, hide=HIDE),
+    ),
+    "weather-blind": IMPUTER(
+        "the network of weather-csdi, never shown a value: unconditional diffusion",
+        loss=partial(_impute, hide=_hide_all),
+    ),
+    "weather-timegrad": forecasting("smooth", "diffusion"),
+    "weather-timegrad-rough": forecasting("rough", "diffusion"),
 }

@@ -149,3 +149,10 @@ def check_data(name: str, x: Tensor) -> Tensor:
     if not bool(torch.isfinite(x).all()):
         raise ValueError(f"{name} holds NaN or infinite values: remove or mask them first")
     return x
+
+
+def check_count(name: str, value: int) -> int:
+    """Return ``value`` if it is a whole number of at least 1; raise a ``ValueError`` otherwise."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r}: give a whole number, at least 1")
+    return value

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .schedules import FIRST, BetaTable, Schedule
+from .tensors import check_count
 
 Times = Callable[[Schedule, int, torch.Generator], Tensor]
 
@@ -121,9 +122,8 @@ class Importance:
     """
 
     def __init__(self, bins: int = 64, history: int = 10, floor: float = 0.001) -> None:
-        for name, value in (("bins", bins), ("history", history)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}: give a whole number, at least 1")
+        check_count("bins", bins)
+        check_count("history", history)
         if not 0 < floor <= 1:
             raise ValueError(f"floor={floor}: give a share above 0 and at most 1, such as 0.001")
         self.bins, self.history, self.floor = bins, history, floor

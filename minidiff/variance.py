@@ -8,21 +8,21 @@ ways to measure the doubt.
 from __future__ import annotations
 
 import math
-from bisect import bisect
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .denoiser import Branch, Denoise, Seen
+from .covariances import CLOSE
+from .covariances import mean_covariance as mean_covariance
+from .covariances import residual_covariance as residual_covariance
+from .denoiser import Branch, Seen
 from .grids import check_times
 from .predictions import FAINT, eps_from_x0
-from .process import Move, diffuse
+from .process import Move
 from .schedules import Level, Schedule
-from .tensors import check_data, generator, randn_like
 
 Variance = Callable[[Move], "Tensor | float"]
-CLOSE = 1e-9  # two log-SNRs this close are one level, computed twice
 
 
 def posterior_variance(move: Move) -> float:
@@ -50,7 +50,9 @@ def forward_variance(move: Move) -> float:
 # ---- the optimal variance, measured in three ways -----------------------------------------------
 
 
-def analytic(cov: Callable[[Level], float], *, most: float | None = None) -> Variance:
+def analytic(
+    cov: Callable[[Level], float] | Callable[[Level], Tensor], *, most: float | None = None
+) -> Variance:
     r"""Return the optimal variance of a step for a mean doubt about x0 (:eq:`eq:optimal-variance`).
 
     .. math:: \sigma^2 = \mathrm{var} + \mathrm{add}^2\;\mathrm{Cov}[x_0\mid x_t]
@@ -60,7 +62,8 @@ def analytic(cov: Callable[[Level], float], *, most: float | None = None) -> Var
 
     Args:
         cov: Mean variance of an entry of x0 given x_t, as a function of the level; see
-            :func:`mean_covariance`. Values below 0, which an estimate may have, count as 0.
+            :func:`mean_covariance` and :func:`residual_covariance`. Values below 0, which an
+            estimate may have, count as 0.
         most: Upper bound of ``cov``. Data in [a, b] cannot have more than ((b - a) / 2)**2, which
             is 1 for images in [-1, 1]; the released code clips there. None does not clip.
 
@@ -71,8 +74,11 @@ def analytic(cov: Callable[[Level], float], *, most: float | None = None) -> Var
     """
     _check_most(most)
 
-    def variance(move: Move) -> float:
-        doubt = max(cov(move.at_t), 0.0)
+    def variance(move: Move) -> Tensor | float:
+        doubt = cov(move.at_t)
+        if isinstance(doubt, Tensor):
+            return move.var + move.add**2 * doubt.clamp(0, most)
+        doubt = max(doubt, 0.0)
         return move.var + move.add**2 * (doubt if most is None else min(doubt, most))
 
     return variance
@@ -188,67 +194,6 @@ def _check_most(most: float | None) -> None:
 
 
 # ---- helpers ------------------------------------------------------------------------------------
-
-
-def mean_covariance(
-    denoise: Denoise,
-    schedule: Schedule,
-    x0: Tensor,
-    times: Tensor,
-    *,
-    rng: torch.Generator | None = None,
-) -> Callable[[Level], float]:
-    r"""Estimate, for every time of a grid, the doubt about x0 that is left (:eq:`eq:gamma`).
-
-    .. math:: \mathrm{Cov}[x_0\mid x_t] \approx \frac{\mathrm{noise}^2}{\mathrm{signal}^2}
-        (1-\Gamma_t), \qquad \Gamma_t = \frac1D\,\mathrm E\lVert\hat\epsilon(x_t,t)\rVert^2
-
-    It needs no clean data at sampling time, and no head: one number a time, from the size of the
-    predicted noise. The formula presumes an exact mean.
-
-    Args:
-        denoise: ``(x, t) -> x0``, the model that will be sampled from, without clipping.
-        schedule: The path.
-        x0: Clean data, shape ``(B, *event)``; each time sees all of it once.
-        times: The grid that will be sampled on; its last time, if 0, is left out.
-        rng: Source of noise.
-
-    Returns:
-        A function of the level, for :func:`analytic`. It knows the levels of ``times`` only.
-
-    Raises:
-        ValueError: if signal < 1e-6 at a time; and from the returned function, at another level.
-
-    Source: Bao, Li, Zhu and Zhang (2022), Analytic-DPM, equations 8 and 9, where Gamma is that of
-    the score, ours divided by noise^2.
-    """
-    times, rng = check_times(times), generator(rng)
-    check_data("x0", x0)
-    known: list[tuple[float, float]] = []  # (log-SNR, covariance), log-SNR rising
-    for t in times[times > 0]:
-        at = schedule(t)
-        if float(at.signal) < FAINT:
-            raise ValueError(
-                f"times start at signal={float(at.signal):.3g}: the noise says nothing about x0 "
-                "there; start the grid below t = 1"
-            )
-        x = diffuse(at, x0, randn_like(x0, rng))
-        with torch.no_grad():
-            eps = eps_from_x0(denoise(x, t), x, at)
-        gamma = float((eps**2).mean(dtype=torch.float64))
-        known.append((float(at.log_snr), float(at.noise / at.signal) ** 2 * (1 - gamma)))
-
-    def cov(at: Level) -> float:
-        lam = float(at.log_snr)
-        near = bisect(known, (lam - CLOSE, -math.inf))
-        if near == len(known) or known[near][0] > lam + CLOSE:
-            raise ValueError(
-                f"log_snr={lam:.6g} is not a level of the times it was estimated on: call "
-                "mean_covariance with the grid you sample on"
-            )
-        return known[near][1]
-
-    return cov
 
 
 def cap_last(

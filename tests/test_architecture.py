@@ -27,7 +27,8 @@ CORE = {
     "predictions": {"tensors", "schedules"},
     "denoiser": {"tensors", "schedules", "grids", "process", "predictions"},
 }
-CORE["variance"] = CORE["denoiser"] | {"denoiser"}
+CORE["covariances"] = CORE["denoiser"] | {"denoiser"}
+CORE["variance"] = CORE["covariances"] | {"covariances"}
 BEHIND = CORE["variance"] | {"variance"}
 CORE |= {
     "times": {"tensors", "schedules"},
@@ -45,15 +46,17 @@ ALLOWED = CORE | {
     "exact": ORACLES | {"exact"},
     "health": BEHIND | {"times", "samplers", "health"},
     "training": {"tensors", "training"},
-    "metrics": {"tensors"},
+    "scoring": {"tensors"},
+    "metrics": {"tensors", "scoring"},
     "plots": {"tensors"},
     "classics": {"tensors", "classics"},
     "data": {"tensors", "data"},
-    "nets": {"nets"},
+    "nets": {"tensors", "nets"},
+    "baselines": {"tensors", "exact"},
     "heads": {"denoiser", "nets"},
     "evaluation": {"metrics", "data", "checkpoints"},  # the shipped digits and classifier
 }
-TOP = ("checkpoints", "recipes")  # may import all
+TOP = ("apps", "checkpoints", "recipes")  # may import all
 HEAVY = {"matplotlib", "torchvision", "sklearn", "scipy", "mlxtend", "tqdm", "diffusers", "PIL",
          "accelerate"}  # fmt: skip
 OUTSIDE = {  # packages from elsewhere that a part may import at its top
@@ -140,6 +143,68 @@ def test_nothing_imports_checkpoints():
             assert not {"checkpoints", "data", "nets", "plots", "metrics"} & {
                 a.name for a in node.names
             }
+
+
+# what an app may take from the core; schedules, posteriors and loops over steps are not in it
+METHOD = {
+    "tensors": None,
+    "nets": None,
+    "data": None,
+    "apps": None,
+    "conditions": None,
+    "variance": None,  # how much noise a step adds, as an argument of the sampler
+    "denoiser": {"Denoise", "Denoiser"},
+    "losses": {"Times", "denoising_error", "uniform_times"},
+    "samplers": {"ancestral", "last", "prior"},
+    "schedules": {"Schedule"},  # to name the type of what a model carries
+}
+APPS = [n for n in NAMES if part(n) == "apps" and n != "apps/weather.py"]
+
+
+OF_A_PATH = {"signal", "noise", "betas", "alpha_bars", "log_snr", "T"}
+OF_A_STEP = {"diffuse", "posterior", "moves", "step_forward"}
+
+
+def own_diffusion(source):
+    """What an app computes by itself although the core has it: a list of words."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.level > 1:
+            head = (node.module or "").split(".")[0]
+            names = {alias.name for alias in node.names}
+            if head not in METHOD or not (METHOD[head] is None or names <= METHOD[head]):
+                found.append(f"imports {sorted(names)} from {head}")
+        elif isinstance(node, ast.Attribute) and node.attr in OF_A_PATH | OF_A_STEP:
+            found.append(f"reads .{node.attr}")
+        elif isinstance(node, ast.While):
+            found.append("loops")
+        elif isinstance(node, ast.For):
+            over = ast.unparse(node.iter)
+            if any(word in over for word in ("times", "steps", "schedule")):
+                found.append(f"loops over {over}")
+    return found
+
+
+@pytest.mark.parametrize("path", APPS)
+def test_apps_hold_no_diffusion_of_their_own(path):
+    """A net, a map to (x0, known, cond), prediction, loss terms: no schedule, posterior or loop.
+
+    apps/weather.py is no method: it puts the parts of the course's experiments together.
+    """
+    assert own_diffusion((PACKAGE / path).read_text()) == []
+
+
+@pytest.mark.parametrize("source", [
+    "from ..schedules import BetaTable",
+    "from ..process import posterior",
+    "from ..samplers import ancestral, State",
+    "x = at.signal * x0 + at.noise * eps",
+    "x = process.posterior(a, b, x, x0).mean",
+    "for t, s in zip(times[:-1], times[1:]): pass",
+    "while t > 0: t -= 1",
+])  # fmt: skip
+def test_the_rule_for_apps_sees_what_it_forbids(source):
+    assert own_diffusion(source) and {"apps/csdi.py", "apps/heads.py"} <= set(APPS)
 
 
 def test_heavy_packages_are_imported_late():

@@ -12,6 +12,7 @@ from torch import nn
 
 import minidiff as md
 from minidiff import checkpoints
+from minidiff.apps.timegrad import Forecaster
 
 SHIPPED = [n for n in checkpoints.RECIPES if (checkpoints.WEIGHTS / f"{n}.safetensors").exists()]
 each_shipped = pytest.mark.parametrize("name", SHIPPED)
@@ -223,7 +224,9 @@ def test_load(name, global_state_untouched):
     ours = checkpoints.load(name)
     card = json.loads((checkpoints.WEIGHTS / f"{name}.json").read_text())
     params, recipe = list(ours.parameters()), checkpoints.RECIPES[name]
-    assert isinstance(ours, torch.nn.Module if "class" in name or "judge" in name else md.Denoiser)
+    kinds = {"class": torch.nn.Module, "judge": torch.nn.Module, "timegrad": Forecaster}
+    kind = next((k for part, k in kinds.items() if part in name), md.Denoiser)
+    assert isinstance(ours, kind)
     assert not any(m.training for m in ours.modules())
     assert all(p.dtype == torch.float32 and not p.requires_grad for p in params)
     assert sum(p.numel() for p in recipe.part(ours).parameters()) == card["parameters"]

@@ -7,6 +7,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 
@@ -117,6 +118,32 @@ def test_colours_are_four_and_stand_out():
         assert 1.05 / (luminance + 0.05) >= 3
 
 
+def test_fan_bands_are_quantiles(ax):
+    """Borders of both bands and the median line, against numpy; the paths come on top."""
+    samples = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).double()
+    plots.fan(ax, torch.arange(4), samples, label="it", paths=3)
+    levels = [(0.05, 0.95), (0.25, 0.75)]
+    for band, (low, high) in zip(ax.collections, levels, strict=True):
+        corners = band.get_paths()[0].vertices
+        for hour in range(4):
+            here = corners[corners[:, 0] == hour, 1]
+            want = np.quantile(samples[:, hour].float().numpy(), [low, high])
+            assert [here.min(), here.max()] == pytest.approx(want.tolist(), rel=1e-6)
+    lines = ax.get_lines()
+    assert len(lines) == 4 and lines[0].get_label() == "it"
+    assert lines[0].get_ydata() == pytest.approx(np.median(samples.float().numpy(), axis=0))
+    assert lines[2].get_ydata() == pytest.approx(samples[1].float().numpy())
+
+
+def test_gaps_show_three_states(ax):
+    """Known 2, hidden 1, missing 0, with channels down."""
+    observed = torch.tensor([[1, 1], [1, 0], [0, 1]]) > 0
+    known = torch.tensor([[1, 0], [0, 0], [0, 1]]) > 0
+    plots.gaps(ax, observed, known)
+    assert ax.images[0].get_array().tolist() == [[2, 1, 0], [1, 0, 2]]
+    assert ax.images[0].cmap(1.0) == matplotlib.colors.to_rgba(plots.KNOWN)
+
+
 @pytest.mark.parametrize(
     ("draw", "word"),
     [
@@ -131,6 +158,12 @@ def test_colours_are_four_and_stand_out():
         (lambda ax: plots.loss_curve(ax, []), "losses is empty"),
         (lambda ax: plots.loss_curve(ax, [1.0, math.nan]), "losses holds"),
         (lambda ax: plots.paths(ax, torch.zeros(3, 2)), "track has shape"),
+        (lambda ax: plots.fan(ax, torch.zeros(3), torch.zeros(4, 2)), "samples has shape"),
+        (lambda ax: plots.fan(ax, torch.zeros(3), torch.zeros(1, 3)), "two samples"),
+        (lambda ax: plots.fan(ax, torch.zeros(3), torch.zeros(2, 3), paths=3), "paths=3"),
+        (lambda ax: plots.gaps(ax, torch.ones(3, 2), torch.ones(3, 2)), "bool masks"),
+        (lambda ax: plots.gaps(ax, torch.ones(3, 2) > 0, torch.ones(3, 1) > 0), "bool masks"),
+        (lambda ax: plots.gaps(ax, torch.ones(3, 2) < 0, torch.ones(3, 2) > 0), "not observed"),
     ],
 )
 def test_plots_refuse(ax, draw, word):

@@ -141,3 +141,10 @@ def test_check_same_shape():
     tensors.check_same_shape("a", torch.zeros(2), "b", torch.zeros(2))
     with pytest.raises(ValueError, match=r"a has shape \(2,\) and b \(2, 1\)"):
         tensors.check_same_shape("a", torch.zeros(2), "b", torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize("value", [0, -3, 2.0, True, "2", None])
+def test_check_count_takes_whole_numbers_from_1(value):
+    assert tensors.check_count("n", 1) == 1 and tensors.check_count("n", 7) == 7
+    with pytest.raises(ValueError, match=f"n={value!r}: give a whole number"):
+        tensors.check_count("n", value)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from paths import D, data, perturbed, seeded
 
 from minidiff import nets
-from minidiff.nets.attention import SelfAttention, _attend, as_context
+from minidiff.nets.attention import SelfAttention, attend, as_context
 from minidiff.nets.unet import ResBlock, act
 
 SMALL = {"width": 8, "mults": (1, 2), "attention": (1,)}
@@ -250,8 +250,8 @@ def test_attention_in_bfloat16_is_the_formula(masked):
     """
     q, k, v = (data(2, n, 16, seed=i, dtype=torch.float32) for i, n in ((0, 6), (1, 4), (2, 4)))
     valid = torch.tensor([[[[True, True, False, True]]]] * 2) if masked else None
-    want = _attend(q, k, v, 4, valid)
-    got = _attend(*(p.bfloat16() for p in (q, k, v)), 4, valid)
+    want = attend(q, k, v, 4, valid)
+    got = attend(*(p.bfloat16() for p in (q, k, v)), 4, valid)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got.float(), want, rtol=0, atol=4 * 2**-8)
     assert (got.float() - want).abs().max() > 0  # it is another path
@@ -275,7 +275,7 @@ def test_self_attention_is_one_pass_for_all_heads():
     h = data(1, 8, 2, 2)
     normed = block.norm(h).flatten(2).transpose(1, 2)
     q, k, v = block.qkv(normed).chunk(3, 2)
-    halves = [_attend(q[..., p], k[..., p], v[..., p], 1) for p in (slice(0, 4), slice(4, 8))]
+    halves = [attend(q[..., p], k[..., p], v[..., p], 1) for p in (slice(0, 4), slice(4, 8))]
     want = h + block.out(torch.cat(halves, 2)).transpose(1, 2).reshape(h.shape)
     torch.testing.assert_close(block(h), want, rtol=1e-12, atol=1e-12)
 

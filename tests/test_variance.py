@@ -442,6 +442,82 @@ def test_mean_covariance_knows_its_levels_only():
             cov(path(t))
 
 
+@each_path
+def test_residual_covariance_written_out(path):
+    """eq:residual-covariance: squared errors of half of x, where they count, channel by channel.
+
+    Times in the order of the grid, noise from one generator; known entries stay clean in x_t.
+    """
+    times = torch.tensor([0.8, 0.3, 0.0], dtype=D)
+    x0 = torch.randn(6, 4, 3, dtype=D, generator=seed(1))
+    known = torch.rand(6, 4, 3, generator=seed(2)) < 0.4
+    scored = ~known & (torch.rand(6, 4, 3, generator=seed(3)) < 0.7)
+
+    def half(x, t):
+        assert t.ndim == 0 and torch.equal(x[known], x0[known])
+        return x / 2
+
+    rng = seed(4)
+    cov = variance.residual_covariance(
+        half, path, x0, times, known=known, scored=scored, keep=(2,), rng=seed(4)
+    )
+    for t in times[:-1]:
+        at = path(t)
+        x = at.signal * x0 + at.noise * torch.randn(6, 4, 3, dtype=D, generator=rng)
+        got = cov(at)
+        assert got.shape == (1, 1, 3)
+        for k in range(3):
+            here = scored[..., k]
+            error = [
+                (a / 2 - b) ** 2 for a, b in zip(x[..., k][here], x0[..., k][here], strict=True)
+            ]
+            assert float(got[0, 0, k]) == pytest.approx(float(sum(error)) / len(error), rel=1e-9)
+    with pytest.raises(ValueError, match=r"log_snr=.*residual_covariance with the grid"):
+        cov(path(0.5))
+    whole = variance.residual_covariance(half, path, x0, times, known=known, rng=seed(4))
+    assert whole(path(0.8)).shape == (1, 1, 1)  # all that is not known counts
+
+
+def test_residual_covariance_is_the_doubt_of_an_exact_denoiser():
+    """Within 5 standard errors of the closed form; a mean that is off by .5 adds .25."""
+    N, path = 20_000, md.Cosine()
+    data = md.Gaussian(torch.tensor([0.2], dtype=D), torch.tensor(0.6))
+    times = torch.tensor([0.9, 0.5, 0.1, 0.0], dtype=D)
+    x0, exact = data.sample(N, rng=seed(15)), data.denoiser(path)
+    cov = variance.residual_covariance(exact, path, x0, times, rng=seed(16))
+    off = variance.residual_covariance(
+        lambda x, t: exact(x, t) + 0.5, path, x0, times, rng=seed(16)
+    )
+    for t in times[:-1]:
+        want = doubt_of(0.6, path(t))
+        assert abs(float(cov(path(t))) - want) < 5 * want * (2 / N) ** 0.5
+        room = 5 * (2 * want**2 / N + want / N) ** 0.5
+        assert abs(float(off(path(t))) - want - 0.25) < room
+
+
+def test_residual_covariance_refuses():
+    x0, times = torch.zeros(3, 2, dtype=D), torch.tensor([0.5, 0.0], dtype=D)
+    ask = variance.residual_covariance
+    everything = torch.ones(3, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="counts no entry"):
+        ask(lambda x, t: x, md.Cosine(), x0, times, known=everything)
+    with pytest.raises(ValueError, match="scored has dtype"):
+        ask(lambda x, t: x, md.Cosine(), x0, times, scored=torch.ones(3, 2))
+    with pytest.raises(ValueError, match="known has shape"):
+        ask(lambda x, t: x, md.Cosine(), x0, times, known=everything[:, :1].expand(3, 3))
+    with pytest.raises(ValueError, match="decrease strictly"):
+        ask(lambda x, t: x, md.Cosine(), x0, times.flip(0))
+
+
+def test_analytic_takes_a_doubt_for_each_channel():
+    """eq:optimal-variance with a tensor: clamped below at 0 and above at most."""
+    doubt = torch.tensor([[-1.0, 0.2, 3.0]], dtype=D)
+    for move in moves(TABLE, torch.tensor([1.0, 0.5, 0.0], dtype=D), eta=1.0)[:1]:
+        got = variance.analytic(lambda at: doubt, most=1.0)(move)
+        want = [move.var + move.add**2 * c for c in (0.0, 0.2, 1.0)]
+        assert got[0].tolist() == pytest.approx(want, rel=1e-12)
+
+
 # ---- caps and ranges -----------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ..tensors import check_same_shape, generator
+from ..tensors import check_count, check_same_shape, generator
 from .gaussians import Gaussian, gaussian_kl, log_normal, reparameterise
 from .layers import check_points, latent_noise, perceptron
 
@@ -190,8 +190,7 @@ class VAE(nn.Module):
 
         Source: Burda et al. (2016), section 3.
         """
-        if not isinstance(samples, int) or samples < 1:
-            raise ValueError(f"samples={samples!r}: give a whole number, at least 1")
+        check_count("samples", samples)
         rng = generator(rng)
         log_w = torch.stack([self.log_weight(x, rng=rng) for _ in range(samples)])
         return log_w.logsumexp(0) - math.log(samples)

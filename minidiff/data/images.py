@@ -1,9 +1,7 @@
-"""Small images that pip packages ship. Files are found by path; the packages are not imported."""
+"""Small images that pip packages ship, and larger sets through torchvision."""
 
 from __future__ import annotations
 
-import hashlib
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..tensors import randn, seeded
+from .files import packaged
 
 # sha256 of the decompressed text, so that a changed file is noticed
 DIGITS_SHA = "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8"
@@ -160,21 +159,4 @@ def _shuffled(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def _table(package: str, inside: str, pip_name: str, sha: str) -> np.ndarray:
-    import gzip
-
-    spec = find_spec(package)
-    folder = None if spec is None else next(iter(spec.submodule_search_locations or []), None)
-    path = None if folder is None else Path(folder) / inside
-    if path is None or not path.exists():
-        raise ModuleNotFoundError(
-            f"the data file of {pip_name} is not here: pip install {pip_name} "
-            "(or pip install 'minidiff[data]')"
-        )
-    text = gzip.decompress(path.read_bytes())
-    found = hashlib.sha256(text).hexdigest()
-    if found != sha:
-        raise ValueError(
-            f"{path.name} has sha256 {found[:12]}.., expected {sha[:12]}..: the data set changed, "
-            "so numbers of the course would not hold; install the pinned version"
-        )
-    return np.loadtxt(text.decode().splitlines(), delimiter=",")
+    return np.loadtxt(packaged(package, inside, pip_name, sha).splitlines(), delimiter=",")

@@ -5,6 +5,7 @@ that an exact denoiser reaches, and the true reverse step. Nothing here uses the
 process, variances or likelihoods, so it can judge them.
 """
 
+from .autoregression import VAR, VarForecast
 from .components import FullPosterior, Posterior
 from .expected import bound
 from .mixtures import Empirical, FullMixture, Gaussian, GaussianMixture
@@ -13,6 +14,7 @@ from .reverse import best_gaussian, non_gaussianity, reverse_step
 
 __all__ = [
     "AR1",
+    "VAR",
     "ConditionalGaussian",
     "Empirical",
     "Forecast",
@@ -21,6 +23,7 @@ __all__ = [
     "Gaussian",
     "GaussianMixture",
     "Posterior",
+    "VarForecast",
     "best_gaussian",
     "bound",
     "non_gaussianity",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..schedules import LinearPath, Schedule
-from ..tensors import check_data, check_mask
+from ..tensors import check_count, check_data, check_mask
 from .components import check_covs
 from .mixtures import FullMixture, GaussianMixture
 
@@ -174,7 +174,7 @@ class AR1:
         last = check_data("last", last)
         if last.ndim > 2 or last[0].numel() != 1:
             raise ValueError(f"last has shape {tuple(last.shape)}: give (B,) or (B, 1)")
-        ahead = torch.arange(1, _count("horizon", horizon) + 1, device=last.device)
+        ahead = torch.arange(1, check_count("horizon", horizon) + 1, device=last.device)
         mean = self.mean + self._power(ahead) * (last.double().reshape(-1, 1) - self.mean)
         grown = self._power(2 * (ahead - 1)).cumsum(0)  # of 1, 2, ... steps, in sigma^2
         fewer = torch.minimum(ahead[:, None], ahead) - 1
@@ -201,7 +201,7 @@ class AR1:
                 f"coefficient={self.coefficient}: a stationary window needs one between -1 and 1; "
                 "predictive works for any"
             )
-        n = torch.arange(_count("length", length))
+        n = torch.arange(check_count("length", length))
         cov = self._power((n[:, None] - n).abs()) * self.noise_std**2 / (1 - self.coefficient**2)
         mean = torch.full((1, length), self.mean, dtype=torch.float64)
         return GaussianMixture.full(mean, cov[None])
@@ -239,9 +239,3 @@ class AR1:
 
     def _power(self, exponent: Tensor) -> Tensor:
         return torch.as_tensor(self.coefficient, dtype=torch.float64) ** exponent
-
-
-def _count(name: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}={value!r}: give a whole number, at least 1")
-    return value

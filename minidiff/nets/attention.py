@@ -37,7 +37,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int = 4) -> None:
         super().__init__()
-        _check_heads(channels, heads)
+        check_heads(channels, heads)
         self.heads = heads
         self.norm = nn.GroupNorm(1, channels)
         self.qkv, self.out = nn.Linear(channels, 3 * channels), _zero(channels)
@@ -46,7 +46,7 @@ class SelfAttention(nn.Module):
         """Map ``(B, C, H, W)`` to the same shape."""
         tokens = self.norm(h).flatten(2).transpose(1, 2)
         q, k, v = self.qkv(tokens).chunk(3, 2)
-        found = _attend(q, k, v, self.heads)
+        found = attend(q, k, v, self.heads)
         return h + self.out(found).transpose(1, 2).reshape(h.shape)
 
 
@@ -69,7 +69,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, channels: int, context: int, heads: int = 4) -> None:
         super().__init__()
-        _check_heads(channels, heads)
+        check_heads(channels, heads)
         self.heads = heads
         self.norm = nn.GroupNorm(1, channels)
         self.query, self.out = nn.Linear(channels, channels), _zero(channels)
@@ -79,7 +79,7 @@ class CrossAttention(nn.Module):
         """Map ``(B, C, H, W)`` to the same shape."""
         query = self.query(self.norm(h).flatten(2).transpose(1, 2))
         key, value = self.key_value(context.tokens).chunk(2, 2)
-        found = _attend(query, key, value, self.heads, context.valid[:, None, None])
+        found = attend(query, key, value, self.heads, context.valid[:, None, None])
         return h + self.out(found).transpose(1, 2).reshape(h.shape)
 
 
@@ -113,7 +113,8 @@ def as_context(cond: Tensor | Context | None, n: int, width: int, like: Tensor) 
     return Context(tokens, valid)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, valid: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, valid: Tensor | None = None) -> Tensor:
+    """Return softmax(q k / sqrt(d)) v, head by head: ``(N, S, C) -> (N, S, C)``."""
     q, k, v = (p.unflatten(2, (heads, -1)).transpose(1, 2) for p in (q, k, v))
     if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
         # torch's fused kernel is several times slower here than the formula written out
@@ -126,7 +127,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, valid: Tensor | None = 
     return found.transpose(1, 2).flatten(2)
 
 
-def _check_heads(channels: int, heads: int) -> None:
+def check_heads(channels: int, heads: int) -> None:
+    """Raise a ``ValueError`` if the heads do not divide the channels."""
     if channels % heads:
         raise ValueError(f"channels={channels} is no multiple of heads={heads}")
 
