@@ -7,9 +7,10 @@ writes `notebooks/20_csdi_weather.json` and `notebooks/19_timegrad_weather.json`
 the grid, and a second call goes on where the first one stopped. A cell whose shipped weights are
 not there yet waits for the next call. Forecasting trains its models first, each kept in `--models`.
 
-Imputation: 24-hour windows of 15 channels from day 22 on, one after the other, 100 samples each.
-Of what was observed, `random` hides one half, `sparse` nine tenths, and `block` twelve hours of one
-station. The network is asked in bfloat16 under autocast, as it was trained; the state is float32.
+Imputation: 24-hour windows of 15 channels from day 22 on, one after the other. Of what was
+observed, `random` hides one half, `sparse` nine tenths, and `block` twelve hours of one station. A
+window gets 100 samples, and 50 in the controls and in `sparse`. The network is asked in bfloat16
+under autocast, as it was trained; the state is float32.
 """
 
 from __future__ import annotations
@@ -70,17 +71,13 @@ class Imputation:
     SAMPLES = 100
     FEW = (5, 10, 20, 50)
 
-    def __init__(self, windows: int | None, untrained: bool) -> None:
-        self.data, self.untrained = weather.split(), untrained
+    def __init__(self, windows: int | None, untrained: bool, compile: bool = False) -> None:
+        self.data, self.untrained, self.compile = weather.split(), untrained, compile
         batch = self.data.cut(self.data.test, weather.DAY, stride=weather.DAY)
         self.batch = Windows(*(part[:windows] for part in batch))
         self.ways: dict[str, Fill] = {
-            "last": lambda name, *_: baselines.last_value(*self.seen(self.task(name)[0]), 0.0)[
-                None
-            ],
-            "linear": lambda name, *_: baselines.interpolate(*self.seen(self.task(name)[0]), 0.0)[
-                None
-            ],
+            "last": lambda name, *_: self.point(baselines.last_value, name),
+            "linear": lambda name, *_: self.point(baselines.interpolate, name),
             "gaussian": self.gaussian,
             "csdi": self.csdi,
             "published": self.published,
@@ -105,12 +102,18 @@ class Imputation:
             ("sparse", "csdi", all_, seed),
         ]
 
-    def task(self, name: str) -> tuple[Task, int]:
-        """Return a task and the number of samples; the corner is small, for a lab to repeat."""
+    def task(self, name: str) -> Task:
+        """Hide a part of the windows; the corner is small, for a lab to repeat."""
         if name == "corner":
-            few = Windows(*(part[:CORNER] for part in self.batch))
-            return hidden("block", few), min(20, self.SAMPLES)
-        return hidden(name, self.batch), self.SAMPLES
+            return hidden("block", Windows(*(part[:CORNER] for part in self.batch)))
+        return hidden(name, self.batch)
+
+    def count(self, name: str, way: str) -> int:
+        """Return the number of samples: all for the main results, half for the controls."""
+        if name == "corner":
+            return min(20, self.SAMPLES)
+        half = name == "sparse" or way in ("published", "replacement")
+        return self.SAMPLES // 2 if half else self.SAMPLES
 
     def seen(self, task: Task) -> tuple[Tensor, Tensor]:
         """Return values with NaN where hidden, so that no method can look, and what is known."""
@@ -122,16 +125,21 @@ class Imputation:
             torch.manual_seed(0)
             fresh = md.recipes.RECIPES[name].build().eval().requires_grad_(False)
             self.kept[name] = fresh if self.untrained else md.checkpoints.load(name)
+            if self.compile:
+                self.kept[name].net.compile(dynamic=False)
         return self.kept[name]
+
+    def point(self, fill: Callable[..., Tensor], name: str) -> Tensor:
+        """Fill with one value each; 0, the mean, where a channel shows nothing."""
+        return fill(*self.seen(self.task(name)), 0.0)[None]
 
     def gaussian(self, name: str, steps: int, seed: int) -> Tensor:
         """Draw from the exact conditional law of a Gaussian fitted to the training windows."""
         if "gaussian" not in self.kept:
             train = self.data.cut(self.data.train, weather.DAY)
             self.kept["gaussian"] = baselines.GaussianWindows.fit(train.values, train.observed)
-        task, n = self.task(name)
-        rng = md.tensors.seeded(seed, 7)
-        return self.kept["gaussian"].sample(*self.seen(task), n, rng=rng)
+        rng, n = md.tensors.seeded(seed, 7), self.count(name, "gaussian")
+        return self.kept["gaussian"].sample(*self.seen(self.task(name)), n, rng=rng)
 
     def csdi(self, name: str, steps: int, seed: int) -> Tensor:
         """Draw with the network that is shown what is known, and the variance measured for it."""
@@ -145,20 +153,25 @@ class Imputation:
                 known=shown.known, scored=shown.scored, keep=(2,), rng=md.tensors.seeded(seed, 11),
             )  # fmt: skip
         variance = md.variance.analytic(doubt)
-        return self.draw(csdi.impute, "weather-csdi", name, steps, seed, variance)
+        n = self.count(name, "csdi")
+        return self.draw(csdi.impute, "weather-csdi", name, steps, seed, n, variance)
 
     def published(self, name: str, steps: int, seed: int) -> Tensor:
         """Draw with the same network and the posterior variance, as the paper does."""
-        return self.draw(csdi.impute, "weather-csdi", name, steps, seed, md.posterior_variance)
+        n, variance = self.count(name, "published"), md.posterior_variance
+        return self.draw(csdi.impute, "weather-csdi", name, steps, seed, n, variance)
 
     def replacement(self, name: str, steps: int, seed: int) -> Tensor:
         """Draw with the network that was never shown anything, and overwrite what is known."""
+        n, variance = self.count(name, "replacement"), md.posterior_variance
         way = csdi.impute_by_replacement
-        return self.draw(way, "weather-blind", name, steps, seed, md.posterior_variance)
+        return self.draw(way, "weather-blind", name, steps, seed, n, variance)
 
-    def draw(self, way: Any, model: str, name: str, steps: int, seed: int, variance: Any) -> Tensor:
+    def draw(
+        self, way: Any, model: str, name: str, steps: int, seed: int, n: int, variance: Any
+    ) -> Tensor:
         """Draw all samples, the network in bfloat16."""
-        task, n = self.task(name)
+        task = self.task(name)
         values, known = self.seen(task)
         times = md.grids.linspaced(weather.STEPS, steps)
         with torch.autocast("cpu", torch.bfloat16):
@@ -174,8 +187,7 @@ class Imputation:
         samples = self.ways[way](name, steps, seed)
         row = {"seconds": round(time.process_time() - begin, 1)}
         row |= {"task": name, "method": way, "steps": steps, "seed": seed}
-        task, _ = self.task(name)
-        return row | imputation_scores(samples, task, self.data.series.names, self.FEW)
+        return row | imputation_scores(samples, self.task(name), self.data.series.names, self.FEW)
 
 
 def imputation_scores(
@@ -365,7 +377,7 @@ def run(record: Record, cells: list[Cell], measure: Callable[[Cell], dict[str, A
 def impute(args: argparse.Namespace) -> int:
     """Walk through the grid of imputation."""
     out = args.out or ROOT / "notebooks" / "20_csdi_weather.json"
-    job = Imputation(args.windows, args.untrained)
+    job = Imputation(args.windows, args.untrained, args.compile)
     job.SAMPLES = args.samples or job.SAMPLES
     record = Record(
         out, {"length": weather.DAY, "stride": weather.DAY, "data": "weather, 15 channels"}
@@ -405,6 +417,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, help="so many samples, for a trial")
     parser.add_argument("--train", type=int, help="so many steps of training, for a trial")
     parser.add_argument("--untrained", action="store_true", help="random weights, for a trial")
+    parser.add_argument("--compile", action="store_true", help="a third faster; needs a compiler")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     left = {"impute": impute, "forecast": forecast}[args.job](args)

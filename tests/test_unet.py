@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from paths import D, data, perturbed, seeded
 
 from minidiff import nets
-from minidiff.nets.attention import SelfAttention, attend, as_context
+from minidiff.nets.attention import SelfAttention, as_context, attend
 from minidiff.nets.unet import ResBlock, act
 
 SMALL = {"width": 8, "mults": (1, 2), "attention": (1,)}
