@@ -21,6 +21,7 @@ import gc
 import json
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -35,6 +36,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import minidiff as md
 
@@ -197,6 +199,42 @@ def measure(name: str, steps: int, *, repeats: int = 21) -> Row:
     ratios = [a / b for a, b in zip(*seconds, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return Row(name, steps, calls, us[0], us[-1], us[1], middle, (low, high))
+
+
+def work(name: str, steps: int) -> tuple[float, float]:
+    """Count what our chain does for each call of the network: no clock, so the same every time.
+
+    Returns:
+        Functions called, of Python and of C, and operations that reach torch's dispatcher.
+    """
+    chain, calls = chains(name, steps)[0], SAMPLERS[name].calls(steps)
+    for _ in range(2):
+        chain()  # caches filled
+    functions = 0
+
+    def count(frame: Any, event: str, arg: Any) -> None:
+        nonlocal functions
+        functions += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        chain()
+    finally:
+        sys.setprofile(before)
+    with _Operations() as operations:
+        chain()
+    return functions / calls, operations.count / calls
+
+
+class _Operations(TorchDispatchMode):
+    """Count operations."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 def _draw(times: int, rng: torch.Generator) -> None:

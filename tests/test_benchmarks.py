@@ -24,18 +24,19 @@ overhead, throughput = script("sampler_overhead"), script("unet_throughput")
 quality = script("unet_quality")  # imports unet_throughput by its name
 
 
-# Measured on a busy machine: ddim 0.34 to 0.38, dpmpp_2m 0.29 to 0.31, ancestral 0.48 to 0.51,
-# consistency 0.57 to 0.64, edm_heun 0.89 to 0.99 (where noise is drawn, half of our time goes into
-# it, which costs both sides the same). A measurement is the median of 15 pairs of chains. A
-# disturbance adds to both sides and moves the ratio towards 1, so a measurement above the limit is
-# repeated, up to four in all.
+# What is claimed: a sampler costs well below diffusers', and Heun's no more. Measured ratios: ddim
+# 0.34 to 0.38 on an idle machine and 0.41 to 0.42 on one with other work, dpmpp_2m 0.29 to 0.31,
+# ancestral 0.48 to 0.51, consistency 0.57 to 0.64, edm_heun 0.89 to 0.99 (where noise is drawn,
+# half of our time goes into it, which costs both sides the same). What else the machine does moves
+# a ratio by a quarter, so a clock cannot hold a tight limit; counted work can, below. A measurement
+# is the median of 15 pairs of chains, repeated where it is above the limit, up to four in all.
 LIMITS = [
-    ("ddim", 50, 0.4),
-    ("ddim", 200, 0.4),
-    ("dpmpp_2m", 50, 0.4),
-    ("ancestral", 200, 0.6),
-    ("consistency", 50, 0.75),
-    ("edm_heun", 50, 1.15),
+    ("ddim", 50, 0.5),
+    ("ddim", 200, 0.5),
+    ("dpmpp_2m", 50, 0.45),
+    ("ancestral", 200, 0.7),
+    ("consistency", 50, 0.85),
+    ("edm_heun", 50, 1.25),
 ]
 
 
@@ -45,6 +46,32 @@ def test_overhead_beside_diffusers(sampler, steps, limit):
     while not ratios or (ratios[-1] > limit and len(ratios) < 4):
         ratios.append(overhead.measure(sampler, steps, repeats=15).ratio)
     assert min(ratios) <= limit, f"{sampler} in {steps} steps: {ratios}"
+
+
+# Functions and operations for each call of the network in 50 steps, as counted; a half more of
+# either is one more operation on every second call, and fails.
+WORK = {
+    "ddim": (41.8, 7.5),
+    "ancestral": (46.7, 10.4),
+    "dpmpp_2m": (42.7, 18.5),
+    "euler": (39.5, 10.6),
+    "heun": (33.8, 10.3),
+    "edm_heun": (33.9, 14.1),
+    "consistency": (45.7, 13.0),
+    "reverse_sde": (47.3, 14.1),
+    "predictor_corrector": (43.5, 12.3),
+    "langevin": (38.7, 10.9),
+}
+
+
+@pytest.mark.parametrize("sampler", overhead.SAMPLERS)
+def test_work_of_a_call(sampler):
+    """What a chain calls is counted, so a sampler that does more is found on any machine."""
+    functions, operations = overhead.work(sampler, 50)
+    most_functions, most_operations = WORK[sampler]
+    assert functions <= most_functions + 0.5 and operations <= most_operations + 0.5
+    # and it counts: a chain evaluates the network and moves the state at least once a call
+    assert functions > 10 and operations > 4
 
 
 def test_every_sampler_has_a_row():
