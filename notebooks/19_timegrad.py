@@ -39,7 +39,7 @@ if "google.colab" in sys.modules and importlib.util.find_spec("minidiff") is Non
 #
 # Two days of weather at three airports are known. What will the next day bring? The answer here is not a number for each hour but a hundred possible days, each of them whole: all hours and all channels of one path belong together. {ref}`sec-forecasting` derives how they are made; here they are drawn, compared with six other ways to forecast, and scored in three ways that do not agree.
 #
-# The models behind the big table take an hour to train. A script, `scripts/weather.py`, has made it, and its results are committed beside this lab. We compute a corner of it again, train a small model while you wait, and read the rest. On one core all of it takes {number}`19_timegrad:minutes|.1f` minutes.
+# To train the models behind the big table and to draw from them takes an hour. A script, `scripts/weather.py`, has made it, and its results are committed beside this lab. We compute a corner of it again, train a small model while you wait, and read the rest. On one core all of it takes {number}`19_timegrad:minutes|.1f` minutes.
 
 # %% tags=["parameters"]
 import os
@@ -323,7 +323,7 @@ assert kept_by(0.2) < kept_by(1.0) < 1
 print("check passed: with the right variance the paths have the exact law, at each hour")
 
 # %% [markdown]
-# With the right variance the 4,000 paths have the exact mean within {number}`19_timegrad:oracle_mean|.2f` standard deviations, and the exact variance within {number}`19_timegrad:oracle_variance|.1%`, at each hour and for both channels: that is what 4,000 draws allow. With $\tilde\beta$ and ten steps the paths keep {number}`19_timegrad:kept_first|.0%` of the variance after one hour (mean of the two channels) and {number}`19_timegrad:kept_last|.0%` after 24. It does not sink further ({eq}`eq:narrow-rollout`). The chain of the trained models below has fifty steps, and {eq}`eq:variance-recursion` says what it would keep if its network were perfect: {number}`19_timegrad:kept_one|.1%` of the variance of a value whose standard deviation, in units of the scale, is 1, and {number}`19_timegrad:kept_fifth|.1%` if it is .2. For a Gaussian value a band of 90 % would then hold {number}`19_timegrad:held_one|.1%` and {number}`19_timegrad:held_fifth|.1%` of the truths.
+# With the right variance the 4,000 paths have the exact mean within {number}`19_timegrad:oracle_mean|.2f` standard deviations, and the exact variance within {number}`19_timegrad:oracle_variance|.1%`, at each hour and for both channels: that is what 4,000 draws allow. With $\tilde\beta$ and ten steps the paths keep {number}`19_timegrad:kept_first|.0%` of the variance after one hour (mean of the two channels) and {number}`19_timegrad:kept_last|.0%` after 24. It does not sink further ({eq}`eq:narrow-rollout`). The chain of the trained models below has fifty steps, and {eq}`eq:variance-recursion` says what it would keep if its network were perfect: {number}`19_timegrad:kept_one|.1%` of the variance of a value whose standard deviation, in units of the scale, is 1, and {number}`19_timegrad:kept_fifth|.1%` if it is .2. For a Gaussian value a band of 90 % from paths without end would then hold {number}`19_timegrad:held_one|.1%` and {number}`19_timegrad:held_fifth|.1%` of the truths.
 #
 # ## A small model, from nothing
 #
@@ -406,7 +406,7 @@ whole &= test["rough"].observed[:, :, kennedy[1]].flatten(1).all(1)
 window = int(whole.nonzero()[len(whole.nonzero()) // 2])  # the middle one of the whole ones
 cases = {name: one(name) for name in ("smooth", "rough")}
 
-# %% mystnb={"image": {"alt": "Six panels of Kennedy airport: above temperature, humidity and pressure, below visibility, wind and humidity. Green known values over 24 hours, then an orange fan in two shades over 24 hours with three thin paths, and the true course in blue. The fans open with the hours. The visibility fan has a dark band close to ten miles and a light one that is very wide."}, "figure": {"name": "fig-forecast-fan", "caption": "A day of Kennedy airport, forecast by TimeGrad from the two days before (the second of them shown in green). Orange: the middle 50 % and 90 % of a hundred paths, and three of them. Blue: what happened. The band opens hour by hour. That of the visibility has a shape that no Gaussian has: half of the paths stay at the ceiling, the others go far. Some go above it, where no visibility is."}}
+# %% mystnb={"image": {"alt": "Six panels of Kennedy airport: above temperature, humidity and pressure, below visibility, wind and humidity. Green known values over 24 hours, then an orange fan in two shades over 24 hours with three thin paths, and the true course in blue. The fans open with the hours. The visibility fan has a dark band close to ten miles and a light one that is very wide."}, "figure": {"name": "fig-forecast-fan", "caption": "A day of Kennedy airport, forecast by TimeGrad from the two days before (the second of them shown in green). Orange: the middle 50 % and 90 % of a hundred paths, and three of them. Blue: what happened. The band opens hour by hour. That of the visibility has a shape that no Gaussian has: most of the paths stay at the ceiling, the others go far. Some go above it, where no visibility is."}}
 fig, axes = plt.subplots(2, 3, figsize=(10, 4.6), sharex=True)
 units = {"temp": "°F", "humid": "%", "pressure": "hPa", "visib": "miles", "wind_speed": "mph"}
 panels = [("smooth", c) for c in ("temp", "humid", "pressure")]
@@ -514,7 +514,7 @@ if as_printed:
 print("check passed: the corner agrees with the committed grid")
 
 # %% [markdown]
-# The {number}`19_timegrad:corner_cells|.0f` cells without a network agree to {number}`19_timegrad:corner_away|.0e`. On ten windows the shipped model has an energy score of {number}`19_timegrad:corner_shipped_energy|.2f`, the small one {number}`19_timegrad:corner_small_energy|.2f`; on all windows TimeGrad has {number}`19_timegrad:energy_rough_diffusion|.2f`.
+# In the {number}`19_timegrad:corner_cells|.0f` cells without a network the largest relative difference from the table is {number}`19_timegrad:corner_away|.0e`. On ten windows the shipped model has an energy score of {number}`19_timegrad:corner_shipped_energy|.2f`, the small one {number}`19_timegrad:corner_small_energy|.2f`; on all windows TimeGrad has {number}`19_timegrad:energy_rough_diffusion|.2f`.
 #
 # ## Three scores, seven forecasts
 #
@@ -688,16 +688,16 @@ models["smooth"].head.variance = md.posterior_variance
 gain = covered["beta"] - covered["tilde"]
 numbers["covered_gain"] = {"value": gain, "band": [0.0, 0.08] if as_printed else [-1.0, 1.0]}
 assert not as_printed or 0 < gain < 0.08
-print("check passed: the larger variance closes a small part of the gap")
+print("check passed: the larger variance closes a part of the gap")
 
 # %% [markdown]
-# With 20 paths a calibrated forecast would cover 81.4 %. The band covers {number}`19_timegrad:covered_tilde|.1%` with $\tilde\beta$ and {number}`19_timegrad:covered_beta|.1%` with $\beta$: a gain, and a small part of what is missing. The rest is in the network.
+# With 20 paths a calibrated forecast would cover 81.4 %. The band covers {number}`19_timegrad:covered_tilde|.1%` with $\tilde\beta$ and {number}`19_timegrad:covered_beta|.1%` with $\beta$: a gain, and less than half of what is missing. The rest is in the network.
 #
 # ## What CRPS-sum does not see
 #
 # We take the twenty paths of the corner and spoil them on purpose: one channel is shifted up by $d$ standard deviations, another one down by $d$. A forecast of visibility and wind that is wrong by three standard deviations in opposite directions is useless. Which of the three scores will say so?
 
-# %% mystnb={"image": {"alt": "Score divided by the score at no offset, against the size of two offsets that cancel, from 0 to 3 standard deviations. The curve of CRPS-sum is flat at 1. Those of CRPS and of the energy score rise to more than one and a half."}, "figure": {"name": "fig-forecast-blind", "caption": "TimeGrad's own paths with an error added to two channels that cancels in the sum. CRPS-sum does not move by a digit. The other two scores see it."}}
+# %% mystnb={"image": {"alt": "Score divided by the score at no offset, against the size of two offsets that cancel, from 0 to 3 standard deviations. The curve of CRPS-sum is flat at 1. Those of CRPS and of the energy score rise to more than two and a half."}, "figure": {"name": "fig-forecast-blind", "caption": "TimeGrad's own paths with an error added to two channels that cancels in the sum. CRPS-sum does not move by a digit. The other two scores see it."}}
 sizes = [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
 direction = torch.tensor([1.0, -1.0, 0, 0, 0, 0, 0, 0, 0])
 spoilt = [judge(corner["shipped"] + d * direction, coming) for d in sizes]
