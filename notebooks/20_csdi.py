@@ -116,7 +116,7 @@ masks = {
     for i, (name, hide) in enumerate(STRATEGIES.items())
 }
 
-# %% mystnb={"image": {"alt": "Four columns of three windows, 15 channels by 24 hours, in three colours. Random: scattered orange cells, many in the first window and few in the second. Historical: few orange cells, in runs along single channels. Block: one orange rectangle, five channels high. Random or block: some windows of either kind. Grey cells, never observed, are the same in a row of panels."}, "figure": {"name": "fig-csdi-masks", "caption": "What four strategies hide in three windows of real weather. Green: shown to the network. Orange: hidden, and scored. Grey: never observed, so neither shown nor scored. Random hides any share from none to all. Historical hides where another window has gaps. Block takes a whole airport away for hours. The shipped network learned from the last column."}}
+# %% mystnb={"image": {"alt": "Four columns of three windows, 15 channels by 24 hours, in three colours. Random: scattered orange cells, many in the first window and few in the second. Historical: few orange cells, in runs along single channels. Block: one orange rectangle, five channels high. Random or block: some windows of either kind. Grey cells, never observed, are the same in a row of panels."}, "figure": {"name": "fig-csdi-masks", "caption": "What four strategies hide in three of the training windows with the most gaps. Green: shown to the network. Orange: hidden, and scored. Grey: never observed, so neither shown nor scored. Random hides any share from none to all. Historical hides where another window has gaps. Block takes a whole airport away for hours. The shipped network learned from the last column."}}
 fig, axes = plt.subplots(3, 4, figsize=(8.4, 4.2), sharex=True, sharey=True)
 for column, (name, known) in zip(axes.T, masks.items(), strict=True):
     for ax, one, seen in zip(column, known, shown.observed, strict=False):
@@ -196,7 +196,7 @@ others = {
     "tested": by_kind(measure(Windows(*(part[:: 2 * thin] for part in test)), some), some),
 }
 
-# %% mystnb={"image": {"alt": "Root of the mean square error against the step of the table, 1 to 50, logarithmic axis, one line for each of five quantities. All rise from about 0.01 at step 1. In the middle the wind lies highest, near 0.5, humidity next, temperature and dew point near 0.1, pressure lowest. Beyond step 40 all rise steeply and end above 2. Dots and crosses at five steps lie near the lines, but for the crosses of the pressure, which lie higher."}, "figure": {"name": "fig-csdi-doubt", "caption": "How far off the network is about a hidden block, in standard deviations (root of the measured doubt), by the step of the noise. Lines: days 20 and 21. Dots: training days. Crosses: test days, looked at here only. One number for all channels would be wrong by a factor of ten for some. At the noisy end the error of the noise is blown up by noise/signal, up to 170, and matters little."}}
+# %% mystnb={"image": {"alt": "Root of the mean square error against the step of the table, 1 to 50, logarithmic axis, one line for each of five quantities. All rise from about 0.01 at step 1. In the middle the wind lies highest, near 0.5, humidity next, temperature and dew point near 0.1, pressure lowest. Beyond step 40 all rise steeply and end above 2. Dots and crosses at five steps lie near the lines, but for the crosses of the pressure, which lie higher."}, "figure": {"name": "fig-csdi-doubt", "caption": "How far off the network is about a hidden block, in standard deviations (root of the measured doubt), by the step of the noise. Lines: days 20 and 21. Dots: training days. Crosses: test days, looked at here only. In the middle the squares of the highest and the lowest line differ by a factor above sixteen, so one variance for all channels would be far too large for the pressure. At the noisy end the error of the noise is blown up by noise/signal, 173 at step 50, and matters little."}}
 fig, ax = plt.subplots(figsize=(5.6, 3.1))
 curves = by_kind(doubt, every).sqrt()
 for k, name in enumerate(weather.SMOOTH):
@@ -360,7 +360,7 @@ print("check passed: the mean is smoother than what it is the mean of")
 #
 # For two Gaussian values with correlation $\rho$ the loss of {eq}`eq:replace-shortfall` is a formula: the share of the right answer that an exact, unconditional denoiser leaves out, because it is shown the known value under noise. Guess: is it worse at the noisy end of the chain or at the clean one? For strong or for weak correlation?
 
-# %% mystnb={"image": {"alt": "Share of the answer that is missing against the step of the table, 1 to 50, for correlations 0.5, 0.8 and 0.95. All curves rise from 0 at step 1 to 1 at step 50. The one for 0.95 lies highest in between; all three meet at both ends."}, "figure": {"name": "fig-csdi-shortfall", "caption": "How much of the right answer an exact unconditional denoiser leaves out when the known value is shown under noise, on the table of CSDI. At the noisy end it leaves out all of it, and it has learned most of it only where little is left to decide. What is missing early is drawn at random, and later steps do not take all of that back."}}
+# %% mystnb={"image": {"alt": "Share of the answer that is missing against the step of the table, 1 to 50, for correlations 0.5, 0.8 and 0.95. All curves rise from 0 at step 1 to 1 at step 50. The one for 0.95 lies highest in between; all three meet at both ends."}, "figure": {"name": "fig-csdi-shortfall", "caption": "How much of the right answer an exact unconditional denoiser leaves out when the known value is shown under noise, on the table of CSDI. At the noisy end it leaves out all of it, and it comes to use most of it only where little is left to decide. What is missing early is drawn at random, and later steps do not take all of that back."}}
 at = table(torch.arange(1, 51, dtype=torch.float64) / 50)
 missing = {
     rho: at.noise**4 / (1 - at.signal**4 * rho**2)  # eq:replace-shortfall
@@ -387,7 +387,7 @@ print("check passed: the shortfall falls from all to nothing along the chain")
 #
 # Five ways to fill the gaps of 111 test windows, CSDI with two variances. The published score, CRPS over 19 levels ({eq}`eq:crps-quantile`), is a ratio to the size of the data, in standardised units. The smaller the better; a point forecast scores its absolute error. The one to beat is not the straight line. Fit one Gaussian to whole windows, 360 numbers with mean and covariance, and condition it on what is known ({eq}`eq:conditional-gaussian`): no network, seconds to fit. Temperature, dew point and pressure are nearly Gaussian. Wind is not. Where do you expect the network to gain?
 
-# %% mystnb={"image": {"alt": "Left: bars of the published score for last value, line, Gaussian, replacement and CSDI with two variances on three tasks. Last value and line are highest in each group. Right: score of CSDI with the measured variance divided by that of the Gaussian for five quantities, on the random and the block task, with a line at 1."}, "figure": {"name": "fig-csdi-scores", "caption": "Left: the score that papers print, of five ways to fill gaps, CSDI with the published and with the measured variance, 111 test windows, 100 samples. Both ways that use all channels at once leave the line far behind. Right: CSDI (measured) against the conditional Gaussian, by quantity; below 1 the network is better."}}
+# %% mystnb={"image": {"alt": "Left: bars of the published score for last value, line, Gaussian, replacement and CSDI with two variances on three tasks. Last value and line are highest in each group. Right: score of CSDI with the measured variance divided by that of the Gaussian for five quantities, on the random and the block task, with a line at 1."}, "figure": {"name": "fig-csdi-scores", "caption": "Left: the score that papers print, of five ways to fill gaps, CSDI with the published and with the measured variance, 111 test windows; 100 samples, and 50 for replacement, for the published variance and for all of sparse. The ways that use all channels at once leave the line far behind. Right: CSDI (measured) against the conditional Gaussian, by quantity; below 1 the network is better."}}
 WAYS = {
     "last": "0.75",
     "linear": "0.5",
@@ -425,7 +425,7 @@ left.set_ylim(0, 1.35 * max(row["crps19"] for row in grid.values()))
 for j, task in enumerate(TASKS[:2]):
     own, theirs = (grid[task, way]["channels"] for way in ("csdi", "gaussian"))
     ratio = [own[k] / theirs[k] for k in weather.SMOOTH]
-    right.plot(ratio, range(5), "os"[j], label=task)
+    right.plot(ratio, range(5), "os"[j], color=("0.15", "0.55")[j], label=task)
 right.axvline(1, color="0.6", linewidth=1)
 right.set_yticks(range(5), [k.replace("_speed", "") for k in weather.SMOOTH])
 right.set_xlabel("CSDI / Gaussian")
@@ -433,6 +433,8 @@ for ax, columns in ((left, 2), (right, 1)):
     ax.legend(ncols=columns)
 # %% tags=["nbval-check-output"]
 for (task, way), row in grid.items():
+    drawn_half = task == "sparse" or way in ("replacement", "published")
+    assert row["samples"] == (1 if way in ("last", "linear") else 50 if drawn_half else 100)
     note(f"crps19_{task}_{way}", row["crps19"])
     note(f"crps_{task}_{way}", row["crps"])
     note(f"mae_{task}_{way}", row["mae"])
@@ -460,20 +462,21 @@ assert all(grid[t, "linear"]["crps19"] < grid[t, "last"]["crps19"] for t in TASK
 assert all(grid[t, "gaussian"]["crps19"] < grid[t, "linear"]["crps19"] for t in TASKS)
 
 # %% [markdown]
-# With half of the values hidden: last value {number}`20_csdi:crps19_random_last|.3f`, straight line {number}`20_csdi:crps19_random_linear|.3f`, conditional Gaussian {number}`20_csdi:crps19_random_gaussian|.3f`, CSDI {number}`20_csdi:crps19_random_published|.3f` with the published and {number}`20_csdi:crps19_random_csdi|.3f` with the measured variance. With twelve hours of an airport gone: {number}`20_csdi:crps19_block_last|.3f`, {number}`20_csdi:crps19_block_linear|.3f`, {number}`20_csdi:crps19_block_gaussian|.3f`, {number}`20_csdi:crps19_block_published|.3f` and {number}`20_csdi:crps19_block_csdi|.3f`. The marks that we had set ourselves are printed above. {ref}`sec-imputation-measured` has the whole table.
+# With half of the values hidden: last value {number}`20_csdi:crps19_random_last|.3f`, straight line {number}`20_csdi:crps19_random_linear|.3f`, conditional Gaussian {number}`20_csdi:crps19_random_gaussian|.3f`, CSDI {number}`20_csdi:crps19_random_published|.3f` with the published and {number}`20_csdi:crps19_random_csdi|.3f` with the measured variance. With twelve hours of an airport gone: {number}`20_csdi:crps19_block_last|.3f`, {number}`20_csdi:crps19_block_linear|.3f`, {number}`20_csdi:crps19_block_gaussian|.3f`, {number}`20_csdi:crps19_block_published|.3f` and {number}`20_csdi:crps19_block_csdi|.3f`. The published variance has 50 samples and the measured one 100: by {eq}`eq:crps-bias` that alone is a difference of about 1 %. The marks that we had set ourselves are printed above. {ref}`sec-imputation-measured` has the whole table.
 #
 # ## Is the spread right?
 #
-# A method that says "90 %" should be right nine times in ten, and one that says "50 %" every other time. Left and middle: promised against kept, on two tasks. Right: where the truth ranks among its hundred samples, in ten bins. A flat histogram is right; high ends mean that the truth falls outside too often, a hump that the method is too modest.
+# A method that says "90 %" should be right nine times in ten, and one that says "50 %" every other time. Left and middle: promised against kept, on two tasks. Right: where the truth ranks among its samples, in ten bins. A flat histogram is right; high ends mean that the truth falls outside too often, a hump that the method is too modest.
 #
-# The orange curves are one and the same network, sampled with two variances, and nothing else differs. Guess: which of the two lies below the grey line, and by how much? The closed forms of {ref}`sec-imputation-fifty` say that 50 steps with the published variance cover 80 to 88 in place of 90 %, if the network is perfect. Ours is not. Which way do you expect a network to err that was trained on {number}`20_csdi:train_windows|.0f` windows, most of which overlap? And will the measured variance, which knows of such errors only what days 20 and 21 show, be too modest or still too sure?
+# The orange curves are one and the same network, sampled with two variances, and nothing else differs. Guess: which of the two lies below the grey line, and by how much? The closed forms of {ref}`sec-imputation-fifty` say that 50 steps with the published variance cover 80 to 88 in place of 90 %, if the network is perfect and the samples are without number. Ours is not. Which way do you expect a network to err that was trained on {number}`20_csdi:train_windows|.0f` windows, most of which overlap? And will the measured variance, which knows of such errors only what days 20 and 21 show, be too modest or still too sure?
 
-# %% mystnb={"image": {"alt": "Left and middle: share of targets inside the interval against its nominal level, on the random and on the block task, for CSDI with published and measured variance, the Gaussian and replacement, with a grey line just below the diagonal. The measured variance lies above the published one. Right: histograms of ranks on the random task in ten bins with a grey line at one tenth."}, "figure": {"name": "fig-csdi-calibration", "caption": "Left and middle: promised and kept; the grey line is what a perfect forecast keeps with 100 samples. Right: ranks of the truth among its samples, half of the values hidden. The same network keeps more of what it promises when its steps are given the variance that was measured for it."}}
+# %% mystnb={"image": {"alt": "Left and middle: share of targets inside the interval against its nominal level, on the random and on the block task, for CSDI with published and measured variance, the Gaussian and replacement, with two grey lines just below the diagonal. The measured variance lies above the published one. Right: histograms of ranks on the random task in ten bins with a grey line at one tenth."}, "figure": {"name": "fig-csdi-calibration", "caption": "Left and middle: promised and kept; a perfect forecast keeps the grey line with 100 samples (Gaussian, CSDI measured) and the dotted one with 50 (replacement, CSDI published). Right: ranks of the truth among its samples, half of the values hidden. The same network keeps more of what it promises when its steps are given the variance that was measured for it."}}
 probabilistic = ("gaussian", "replacement", "published", "csdi")
 fig, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 3))
 levels = torch.linspace(0, 1, 11)
 for ax, task in ((left, "random"), (middle, "block")):
-    ax.plot(levels, levels * 99 / 101, color="0.6", linewidth=1)
+    for S, style in ((100, "-"), (50, ":")):
+        ax.plot(levels, levels * (S - 1) / (S + 1), style, color="0.6", linewidth=1)
     for way in probabilistic:
         kept = zip(*grid[task, way]["coverage"], strict=True)
         ax.plot(*kept, "o-", color=WAYS[way], markersize=3, label=LABELS.get(way, way))
@@ -485,7 +488,7 @@ for way in probabilistic:
 right.axhline(0.1, color="0.6", linewidth=1)
 right.set_ylim(0)
 left.legend(fontsize=8)
-right.set_xlabel("rank of the truth / 101")
+right.set_xlabel("rank of the truth, 0 to 1")
 for ax, name in ((left, "kept"), (right, "share")):
     ax.set_ylabel(name)
 # %% tags=["nbval-check-output"]
@@ -499,13 +502,13 @@ for task in TASKS[:2]:
 print("check passed: each target has one rank, and the measured variance keeps more")
 
 # %% [markdown]
-# A perfect forecast keeps 88.2 % of its 90 % with a hundred samples ({eq}`eq:coverage-ranks`). On *random* CSDI keeps {number}`20_csdi:coverage_random_published|.1%` with the published and {number}`20_csdi:coverage_random_csdi|.1%` with the measured variance, the Gaussian {number}`20_csdi:coverage_random_gaussian|.1%`, replacement {number}`20_csdi:coverage_random_replacement|.1%`; on *block* {number}`20_csdi:coverage_block_published|.1%`, {number}`20_csdi:coverage_block_csdi|.1%`, {number}`20_csdi:coverage_block_gaussian|.1%` and {number}`20_csdi:coverage_block_replacement|.1%`. The two end bins of the ranks should hold 20 %; on *random* they hold {number}`20_csdi:ends_random_published|.0%` and, measured, {number}`20_csdi:ends_random_csdi|.0%`.
+# Where 90 % are promised, a perfect forecast keeps 88.2 % with a hundred samples and 86.5 % with 50 ({eq}`eq:coverage-ranks`); the published variance and replacement have 50. On *random* CSDI keeps {number}`20_csdi:coverage_random_published|.1%` with the published and {number}`20_csdi:coverage_random_csdi|.1%` with the measured variance, the Gaussian {number}`20_csdi:coverage_random_gaussian|.1%`, replacement {number}`20_csdi:coverage_random_replacement|.1%`; on *block* {number}`20_csdi:coverage_block_published|.1%`, {number}`20_csdi:coverage_block_csdi|.1%`, {number}`20_csdi:coverage_block_gaussian|.1%` and {number}`20_csdi:coverage_block_replacement|.1%`. The two end bins of the ranks should hold 20 %; on *random* they hold {number}`20_csdi:ends_random_published|.0%` and, measured, {number}`20_csdi:ends_random_csdi|.0%`.
 #
 # ## How many samples, how many steps?
 #
-# Fewer samples make a worse score of the *same* forecast: {eq}`eq:crps-bias` says by about $1/S$ of it. Fewer steps make a worse forecast. Both cost time in proportion. Which would you rather save on? With the published variance ten steps leave between 50 and 78 % inside a 90 % interval, if the network is perfect ({ref}`sec-imputation-fifty`). What do you expect of the measured one?
+# Fewer samples make a worse score of the *same* forecast: {eq}`eq:crps-bias` says by about $1/S$ of it. Fewer steps make a worse forecast. Both cost time in proportion. Which would you rather save on? With the published variance ten steps leave between 50 and 78 % inside a 90 % interval, if the network is perfect ({ref}`sec-imputation-fifty`). What do you expect with the measured one?
 
-# %% mystnb={"image": {"alt": "Left: score against number of samples, 5 to 100, falling and flattening, points of CSDI close to a grey curve. Middle: score against number of steps, 5 to 50, in two colours. Right: coverage of 90 % intervals against the number of steps, with the published variance far lower at 10 steps than at 50, with the measured one nearly level, and a grey line at 88 %."}, "figure": {"name": "fig-csdi-few", "caption": "Left: the score of one and the same set of forecasts, by how many of the hundred samples are looked at; the grey curve is the one with 100 samples times (1 + 1/S)/(1 + 1/100). Middle and right: score and coverage by the number of steps, 100 samples. With few steps the variance decides."}}
+# %% mystnb={"image": {"alt": "Left: score against number of samples, 5 to 100, falling and flattening, points of CSDI close to a grey curve. Middle: score against number of steps, 5 to 50, in two colours. Right: coverage of 90 % intervals against the number of steps, with the published variance far lower at 10 steps than at 50, with the measured one nearly level, and grey lines at 88 and 86 %."}, "figure": {"name": "fig-csdi-few", "caption": "Left: the score of one and the same set of forecasts, by how many of the hundred samples are looked at; the grey curve is the one with 100 samples times (1 + 1/S)/(1 + 1/100). Middle and right: score and coverage by the number of steps, with 100 samples for the measured variance and 50 for the published one; grey is what a perfect forecast keeps with 100, dotted with 50. With few steps the variance decides."}}
 best = grid["random", "csdi"]
 by_count = {int(s): value for s, value in best["few"].items()} | {best["samples"]: best["crps19"]}
 by_steps = {
@@ -521,7 +524,8 @@ for way, found in by_steps.items():
     for ax, key in ((middle, "crps19"), (right, "coverage90")):
         values = [found[n][key] for n in stops]
         ax.plot(stops, values, "o-", color=WAYS[way], label=LABELS[way])
-right.axhline(0.9 * 99 / 101, color="0.6", linewidth=1)
+for S, style in ((100, "-"), (50, ":")):
+    right.axhline(0.9 * (S - 1) / (S + 1), color="0.6", linewidth=1, linestyle=style)
 for ax, name in ((left, "samples"), (middle, "steps"), (right, "steps")):
     ax.set_xlabel(name)
     ax.set_xscale("log")
@@ -546,11 +550,11 @@ assert loss["published"] > 0.05 and loss["published"] > loss["csdi"]
 print("check passed: few samples cost about 1/S, few steps the published variance its coverage")
 
 # %% [markdown]
-# With 5 samples the score is {number}`20_csdi:few_5|.3f` (the rule says {number}`20_csdi:few_expected_5|.3f`), with 20 it is {number}`20_csdi:few_20|.3f`, with 100 {number}`20_csdi:few_100|.3f`. A number of 5 samples must not stand beside one of 100. With 5, 10, 25 and 50 steps and the measured variance it is {number}`20_csdi:steps_5|.3f`, {number}`20_csdi:steps_10|.3f`, {number}`20_csdi:steps_25|.3f` and {number}`20_csdi:steps_50|.3f`; with the published one {number}`20_csdi:published_10|.3f` at 10 and {number}`20_csdi:published_50|.3f` at 50. From 50 steps to 10 the coverage goes from {number}`20_csdi:published_kept_50|.1%` to {number}`20_csdi:published_kept_10|.1%` with the published variance, and from {number}`20_csdi:kept_50|.1%` to {number}`20_csdi:kept_10|.1%` with the measured one.
+# With 5 samples the score is {number}`20_csdi:few_5|.3f` (the rule says {number}`20_csdi:few_expected_5|.3f`), with 20 it is {number}`20_csdi:few_20|.3f`, with 100 {number}`20_csdi:few_100|.3f`. A number of 5 samples must not stand beside one of 100. With 5, 10, 25 and 50 steps and the measured variance it is {number}`20_csdi:steps_5|.3f`, {number}`20_csdi:steps_10|.3f`, {number}`20_csdi:steps_25|.3f` and {number}`20_csdi:steps_50|.3f`; with the published one, of 50 samples, {number}`20_csdi:published_10|.3f` at 10 and {number}`20_csdi:published_50|.3f` at 50. From 50 steps to 10 the coverage goes from {number}`20_csdi:published_kept_50|.1%` to {number}`20_csdi:published_kept_10|.1%` with the published variance, and from {number}`20_csdi:kept_50|.1%` to {number}`20_csdi:kept_10|.1%` with the measured one.
 #
 # ## Training, while you wait
 #
-# A small network of the same kind, five channels of Kennedy only, learns from nothing. It starts with the answer 0, and its loss at 1. It is scored on test windows with half of the values hidden, by the exact CRPS without bias ({eq}`eq:crps-fair`), because ten samples have to do; the straight line scores its mean absolute error. How many updates until it beats the line? (One run, one seed: this shows a training, it proves nothing about trainings. At `gpu` it is the full network on all channels, and for longer than the shipped one.)
+# A small network of the same kind, five channels of Kennedy only, learns from nothing. It starts with the answer 0, and its loss at 1. It is scored on test windows with half of the values hidden, by the exact CRPS without bias ({eq}`eq:crps-fair`), because ten samples of 25 steps have to do, with the published variance; the straight line scores its mean absolute error. How many updates until it beats the line? (One run, one seed: this shows a training, it proves nothing about trainings. At `gpu` it is the full network on all channels, and for longer than the shipped one.)
 
 # %%
 WIDTH, BLOCKS, HEADS, BATCH, RATE = (
@@ -642,7 +646,7 @@ print("check passed: the small network learns")
 #
 # ## Intensive care
 #
-# The paper's own data are 4,000 patients, 48 hours, 35 measurements, of which four in five are missing. They are free, but not part of any package: download `set-a.zip` from physionet.org/content/challenge-2012/1.0.0, unpack it, and run this lab with `PRESET = "gpu"` and `PHYSIONET` set to the folder. Every tenth observed value of the test patients is hidden, as in the paper's first column.
+# The paper's own data are 4,000 patients, 48 hours, 35 measurements, of which four in five are missing. They are free, but not part of any package: download `set-a.zip` from physionet.org/content/challenge-2012/1.0.0, unpack it, and run this lab with `PRESET = "gpu"` and `PHYSIONET` set to the folder. A tenth of the observed values of the test patients, drawn at random, is hidden, as in the paper's first column.
 
 
 # %%
