@@ -296,6 +296,17 @@ def block(width=4, seed=0):
     return perturbed(series.SeriesBlock(width, 6, 2, 0.0), seed)
 
 
+def test_one_block_passes_on_what_it_cannot_look_at():
+    """Along time, then across channels: after one block the last token depends on each token, of
+    any hour and any channel, though no attention pairs it with most of them.
+    """
+    h = data(1, 5, 3, 4).requires_grad_()
+    hours, known = data(1, 5, 6, seed=1), torch.zeros(1, 5, 3, 1, dtype=D)
+    out, _ = block()(h, data(1, 4, seed=2), hours, data(3, series.NAMES, seed=3), known)
+    (pull,) = torch.autograd.grad(out[0, -1, -1].sum(), h)
+    assert float(pull.abs().amax(3).min()) > 1e-9
+
+
 def test_the_block_written_out():
     """eq:series-block for one hour and one channel, where both attentions are left out, to 1e-12;
     then for a window, with the block's own two attention layers, channel by channel, hour by hour.

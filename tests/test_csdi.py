@@ -266,7 +266,7 @@ def gaussian(length=3, k=2):
 def test_the_exact_denoiser_imputes_the_conditional_law():
     """Mean and covariance of 4,000 samples over a fine grid, against the Gaussian by hand.
 
-    The chain of 400 steps is too narrow by about 2 % (see the recursion of chapter 05); the mean's
+    The chain of 300 steps is too narrow by about 2 % (see the recursion of chapter 05); the mean's
     error is Monte Carlo, at most 4.5 / sqrt(4000) = .07 standard deviations.
     """
     mean, cov = gaussian()
