@@ -134,7 +134,7 @@ for (line, bars), values, unit in zip(axes, (degrees, miles), ("°F", "miles"), 
     bars.set_yticks([])
 axes[0][0].set_title("temperature")
 axes[1][0].set_title("visibility")
-axes[1][0].set_xlabel("day of March 2013")
+axes[1][0].set_xlabel("day of March 2013");
 
 # %% tags=["nbval-check-output"]
 train = miles[rough.train & rough.series.observed[:, seen]]
@@ -187,7 +187,7 @@ ax.set_xscale("log")
 ax.set_yscale("log")
 ax.set_xlabel("largest change of a day / scale")
 ax.set_ylabel("windows and channels")
-ax.legend()
+ax.legend();
 # %% tags=["nbval-check-output"]
 step, both = changes(learn["rough"].values[:, :history], learn["rough"].observed[:, :history])
 still = ((step.abs() * both).sum(1) == 0).double().mean(0)[[0, 3, 6]]  # visibility, three stations
@@ -289,7 +289,7 @@ right.axhline(1, color="0.6", linewidth=0.8)
 right.set_ylim(0, 1.3)
 right.set_xlabel("hours ahead")
 right.set_ylabel("variance / exact")
-right.legend(fontsize=7)
+right.legend(fontsize=7);
 # %% tags=["nbval-check-output"]
 shares = {name: found.var(0) / spread for name, found in paths.items()}
 worst = float((shares["right variance"] - 1).abs().max())
@@ -359,7 +359,7 @@ small = ema.model.eval().cpu()
 
 # %% mystnb={"image": {"alt": "Training loss against the number of updates: it stays at 1 for some forty updates, falls steeply to below 0.5 by the hundredth, and then slowly."}, "figure": {"name": "fig-forecast-loss", "caption": "The loss of a forecaster trained from nothing, rough set. It begins at 1, which is what the answer 0 costs, and is near .4 from the 120th update on."}}
 ax = md.plots.loss_curve(plt.figure(figsize=(4.8, 2.6)).gca(), losses)
-ax.set_ylim(0, 1.2)
+ax.set_ylim(0, 1.2);
 # %% tags=["nbval-check-output"]
 numbers["updates"] = {"value": updates, "band": [1, 10_000]}
 numbers["first_loss"] = {"value": losses[0], "band": [0.8, 1.2]}
@@ -548,7 +548,7 @@ for ax, name in zip(axes, ("smooth", "rough"), strict=True):
     ax.set_title(name)
     ax.set_xlabel("score / score of the VAR")
 axes[0].set_yticks(range(len(WAYS)), [LABELS.get(way, way) for way in WAYS])
-axes[1].legend()
+axes[1].legend();
 # %% tags=["nbval-check-output"]
 TRAINED = ("diagonal", "full", "diffusion")
 for name in parts:
@@ -628,7 +628,7 @@ for ax, name in zip(axes, ("smooth", "rough"), strict=True):
     ax.set_title(name)
     ax.set_xlabel("hours ahead")
 axes[0].set_ylabel("energy score / that of the VAR")
-axes[0].legend(fontsize=7)
+axes[0].legend(fontsize=7);
 # %% tags=["nbval-check-output"]
 for name in parts:
     base = torch.tensor(scores(name, "var", "energy_by_hour"))
@@ -663,7 +663,7 @@ for ax, name in zip(axes, ("smooth", "rough"), strict=True):
     ax.set_title(name)
     ax.set_xlabel("nominal share")
 axes[0].set_ylabel("covered - expected")
-axes[0].legend(fontsize=7)
+axes[0].legend(fontsize=7);
 # %% tags=["nbval-check-output"]
 expected = 0.9 * 99 / 101
 assert abs(expected - 0.882) < 1e-3
@@ -712,7 +712,7 @@ for key, (marker, colour, label) in MARKS.items():
             markersize=4, label=label)  # fmt: skip
 ax.set_xlabel("offset, standard deviations")
 ax.set_ylabel("score / score without it")
-ax.legend()
+ax.legend();
 # %% tags=["nbval-check-output"]
 blind = abs(spoilt[-1]["crps_sum"] / spoilt[0]["crps_sum"] - 1)
 numbers["blind_sum"] = {"value": blind, "band": [0.0, 1e-4]}
