@@ -256,7 +256,7 @@ class FittedVAR(NamedTuple):
     ) -> Tensor:
         """Draw futures for the hours ``when_next``, whole numbers of shape ``(B, horizon)``.
 
-        Other arguments and errors are those of :meth:`minidiff.exact.VAR.draw`.
+        Other arguments and errors are those of :meth:`minidiff.exact.autoregression.VAR.draw`.
         """
         offsets = self.offsets(when_next)
         return self.var.draw(history, offsets.shape[1], n, offsets=offsets, rng=rng)

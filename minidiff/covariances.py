@@ -104,8 +104,8 @@ def residual_covariance(
         rng: Source of noise.
 
     Returns:
-        A function of the level, for :func:`analytic`; its value broadcasts to x0. It knows the
-        levels of ``times`` only.
+        A function of the level, for :func:`~minidiff.variance.analytic`; its value broadcasts to
+        x0. It knows the levels of ``times`` only.
 
     Raises:
         ValueError: if a mask does not fit or nothing is scored; and from the returned function, at

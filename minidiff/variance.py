@@ -62,7 +62,8 @@ def analytic(
 
     Args:
         cov: Mean variance of an entry of x0 given x_t, as a function of the level; see
-            :func:`mean_covariance` and :func:`residual_covariance`. Values below 0, which an
+            :func:`~minidiff.covariances.mean_covariance` and
+            :func:`~minidiff.covariances.residual_covariance`. Values below 0, which an
             estimate may have, count as 0.
         most: Upper bound of ``cov``. Data in [a, b] cannot have more than ((b - a) / 2)**2, which
             is 1 for images in [-1, 1]; the released code clips there. None does not clip.

@@ -142,7 +142,7 @@ def impute(
         n: Samples a window; the published scores take 100.
         size: Windows that go through the network at once.
         variance: Of a step. The default is the published one, and makes samples too narrow; see
-            :func:`~minidiff.variance.residual_covariance`.
+            :func:`~minidiff.covariances.residual_covariance`.
         rng: Source of noise.
 
     Returns:

@@ -42,7 +42,7 @@ class Forecaster(nn.Module):
     """An encoder and a head: with a ``DiffusionHead`` this is TimeGrad.
 
     Args:
-        encoder: Reads the past; see :class:`Recurrent`.
+        encoder: Reads the past; see :class:`~minidiff.apps.recurrent.Recurrent`.
         head: The law of the next values; see ``minidiff.apps.heads``.
     """
 

@@ -48,7 +48,7 @@ class Weather(NamedTuple):
     test: Tensor
 
     def cut(self, rows: Tensor, length: int, *, stride: int = 1) -> Windows:
-        """Cut windows out of a part; see :func:`minidiff.data.windows`."""
+        """Cut windows out of a part; see :func:`~minidiff.data.series.windows`."""
         return windows(self.series, length, stride=stride, rows=rows)
 
 

@@ -34,7 +34,8 @@ class VAR:
 
     .. math:: x_n = b + \sum_{j=1}^p A_j\,x_{n-j} + z_n, \qquad z_n\sim\mathcal N(0, C)
 
-    With one channel and one lag it is :class:`AR1`, with b = (1 - a) m. It computes in float64.
+    With one channel and one lag it is :class:`~minidiff.exact.oracles.AR1`, with b = (1 - a) m.
+    It computes in float64.
 
     Args:
         coefficients: :math:`A_1,\dots,A_p`, shape ``(p, K, K)``; row k of :math:`A_j` is what
@@ -208,7 +209,8 @@ class VAR:
 
         Returns:
             One component, so that denoiser, score, flow and mmse are there, and
-            :class:`ConditionalGaussian` of its mean and covariance fills gaps.
+            :class:`~minidiff.exact.oracles.ConditionalGaussian` of its mean and covariance fills
+            gaps.
 
         Raises:
             ValueError: if the series is not stationary, or the length not a positive integer.
