@@ -62,7 +62,7 @@ def hidden(name: str, batch: Windows, seed: int = 0) -> Task:
     return Task(batch, observed & ~hide, observed & hide)
 
 
-Fill = Callable[[str, int, int], Tensor]  # (task, steps, seed) -> samples (S, B, L, K)
+Fill = Callable[[str, int, int, int], Tensor]  # (task, steps, seed, n) -> samples (S, B, L, K)
 
 
 class Imputation:
@@ -133,15 +133,15 @@ class Imputation:
         """Fill with one value each; 0, the mean, where a channel shows nothing."""
         return fill(*self.seen(self.task(name)), 0.0)[None]
 
-    def gaussian(self, name: str, steps: int, seed: int) -> Tensor:
+    def gaussian(self, name: str, steps: int, seed: int, n: int) -> Tensor:
         """Draw from the exact conditional law of a Gaussian fitted to the training windows."""
         if "gaussian" not in self.kept:
             train = self.data.cut(self.data.train, weather.DAY)
             self.kept["gaussian"] = baselines.GaussianWindows.fit(train.values, train.observed)
-        rng, n = md.tensors.seeded(seed, 7), self.count(name, "gaussian")
+        rng = md.tensors.seeded(seed, 7)
         return self.kept["gaussian"].sample(*self.seen(self.task(name)), n, rng=rng)
 
-    def csdi(self, name: str, steps: int, seed: int) -> Tensor:
+    def csdi(self, name: str, steps: int, seed: int, n: int) -> Tensor:
         """Draw with the network that is shown what is known, and the variance measured for it."""
         model, times = self.model("weather-csdi"), md.grids.linspaced(weather.STEPS, steps)
         choose = self.data.cut(self.data.choose, weather.DAY, stride=4)
@@ -153,18 +153,16 @@ class Imputation:
                 known=shown.known, scored=shown.scored, keep=(2,), rng=md.tensors.seeded(seed, 11),
             )  # fmt: skip
         variance = md.variance.analytic(doubt)
-        n = self.count(name, "csdi")
         return self.draw(csdi.impute, "weather-csdi", name, steps, seed, n, variance)
 
-    def published(self, name: str, steps: int, seed: int) -> Tensor:
+    def published(self, name: str, steps: int, seed: int, n: int) -> Tensor:
         """Draw with the same network and the posterior variance, as the paper does."""
-        n, variance = self.count(name, "published"), md.posterior_variance
+        variance = md.posterior_variance
         return self.draw(csdi.impute, "weather-csdi", name, steps, seed, n, variance)
 
-    def replacement(self, name: str, steps: int, seed: int) -> Tensor:
+    def replacement(self, name: str, steps: int, seed: int, n: int) -> Tensor:
         """Draw with the network that was never shown anything, and overwrite what is known."""
-        n, variance = self.count(name, "replacement"), md.posterior_variance
-        way = csdi.impute_by_replacement
+        way, variance = csdi.impute_by_replacement, md.posterior_variance
         return self.draw(way, "weather-blind", name, steps, seed, n, variance)
 
     def draw(
@@ -184,7 +182,7 @@ class Imputation:
         """Fill the gaps of a task in one way, and score."""
         name, way, steps, seed = cell
         begin = time.process_time()
-        samples = self.ways[way](name, steps, seed)
+        samples = self.ways[way](name, steps, seed, self.count(name, way))
         row = {"seconds": round(time.process_time() - begin, 1)}
         row |= {"task": name, "method": way, "steps": steps, "seed": seed}
         return row | imputation_scores(samples, self.task(name), self.data.series.names, self.FEW)
